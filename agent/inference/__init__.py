@@ -1,0 +1,1 @@
+"""Running models: supervised runner processes and everything in front of them."""

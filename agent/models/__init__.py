@@ -1,0 +1,1 @@
+"""Models on disk: names, manifests, blobs, GGUF headers, Modelfiles."""

@@ -1,0 +1,1 @@
+"""HTTP adapters: translate a protocol, call the agent, translate back."""

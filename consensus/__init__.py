@@ -1,0 +1,1 @@
+"""The replicated log behind the cluster state (arrives with the consensus work)."""

@@ -1,0 +1,1 @@
+"""The private mesh between member nodes (arrives with the mesh work)."""

@@ -1,0 +1,1 @@
+"""Deterministic worlds that run the production control code, one per seed."""
