@@ -12,6 +12,9 @@ from typing import Final, Literal
 
 import msgspec
 
+from agent import __version__
+
+BUILD_ID: Final = f"llamesh {__version__}"
 LENGTH: Final = struct.Struct("<I")
 FRAME_LIMIT_BYTES: Final = 64 * 1024 * 1024
 """Longest frame either side accepts; an image or a large embedding batch stays far below."""

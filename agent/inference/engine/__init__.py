@@ -1,0 +1,1 @@
+"""Continuous batching: which tokens run next, where their cache lives, how they are drawn."""

@@ -1,0 +1,1 @@
+"""The runner child process: one model, one socket, one engine thread."""
