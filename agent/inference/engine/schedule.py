@@ -423,9 +423,8 @@ class Scheduler:
         cut = cut_window(slot.tokens, sequence.keep, sequence.context_limit)
         assert cut is not None, "a context limit of at least 4 always leaves something to cut"
         start, end = cut
-        moved = slot.cells[start:]
-        shareable = self.layout.unified and self._ledger.any_shared(moved)
-        if self.layout.can_shift and self.layout.can_rewind and not shareable:
+        is_shared = self.layout.unified and self._ledger.any_shared(slot.cells[end:])
+        if self.layout.can_shift and self.layout.can_rewind and not is_shared:
             length = len(slot.tokens)
             self._memory.remove(slot.index, start, end)
             self._memory.shift(slot.index, end, length, start - end)

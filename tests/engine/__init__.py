@@ -1,0 +1,1 @@
+"""The engine and its runner process, driven over the real socket."""
