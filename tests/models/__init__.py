@@ -1,0 +1,1 @@
+"""GGUF models built from nothing: random weights, real tokenizers, no download."""
