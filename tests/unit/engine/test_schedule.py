@@ -112,7 +112,7 @@ def test_cells_shared_with_another_sequence_are_never_shifted() -> None:
 
 def test_a_lone_sequence_shifts_in_place() -> None:
     bench = Bench()
-    sequence = bench.submit([*PREFIX, 1], limit=120)
+    bench.submit([*PREFIX, 1], limit=120)
     bench.step()
     computed = [sum(count for _, count in bench.step()) for _ in range(40)]
     assert max(computed[1:]) == 1, "a shift must not recompute"
