@@ -68,3 +68,12 @@ class CreateFailed(ModelError):
 
 class DiskFull(ModelError):
     """Not enough free space; the message says how much is needed and how much is free."""
+
+
+class UnusableModel(ModelError):
+    """A model in the store that this node cannot serve; the message says why."""
+
+
+class UntranslatableDialect(UnusableModel):
+    """A file in Ollama's own GGUF dialect that header edits cannot turn into llama.cpp's; the
+    message names an equivalent model to pull."""
