@@ -1,0 +1,1 @@
+"""From a conversation to prompt text: templates and the rules around them. Pure."""
