@@ -7,8 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from agent.inference.memory import LoadPlan
+from agent.inference.inventory import Claim, Inventory, Reservation, without_runners
+from agent.inference.memory import LoadPlan, LoadWish, Refusal, plan_load
 from agent.inference.options import Options
+from agent.settings import Settings
 
 CRASH_WINDOW_S: Final = 600.0
 CRASH_LIMIT: Final = 5
@@ -70,14 +72,16 @@ class Resident:
     session_s: float
     """Its keep-alive; infinite for forever."""
     last_used_s: float
+    closing: bool = False
+    """Already chosen to end once idle."""
 
 
 def eviction_order(residents: Sequence[Resident]) -> tuple[Resident, ...]:
-    """Idle before busy, then shortest session, then longest unused."""
+    """Those that end anyway, then idle before busy, shortest session, longest unused."""
     return tuple(
         sorted(
             (r for r in residents if r.stoppable),
-            key=lambda r: (r.busy, r.session_s, r.last_used_s, r.runner_id),
+            key=lambda r: (not r.closing, r.busy, r.session_s, r.last_used_s, r.runner_id),
         )
     )
 
@@ -150,3 +154,75 @@ class CrashHistory:
             return now_s
         pause_s = min(BACKOFF_LIMIT_S, BACKOFF_FIRST_S * 2.0 ** (len(recent) - 2))
         return max(now_s, recent[-1] + pause_s)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Room:
+    """What a runner that wants to start sees of the node."""
+
+    inventory: Inventory
+    reservations: tuple[Reservation, ...]
+    residents: tuple[Resident, ...]
+    promised: tuple[tuple[Claim, ...], ...] = ()
+    """Planned claims of runners that asked for room before this one and still wait."""
+    limit: int
+    """Runners the node may have at a time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """There is room."""
+
+    plan: LoadPlan
+
+
+@dataclass(frozen=True, slots=True)
+class Evict:
+    """Room for ``plan`` comes once these runners have ended."""
+
+    runner_ids: frozenset[str]
+    plan: LoadPlan
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Room can only come from runners that are loading, or from an earlier one's turn."""
+
+
+def decide_room(wish: LoadWish, settings: Settings, room: Room) -> Start | Evict | Wait | Refusal:
+    """Whether, and after whose end, a runner may start.
+
+    A runner whose place is free beside everything held *and* promised starts at once, so a
+    load that hangs delays nobody it does not crowd. Others wait in order: what an earlier one
+    was promised is not given away, so nobody starves. A model that could lie on GPUs entirely
+    evicts for it rather than fall back to the CPU.
+    """
+    everyone = frozenset(reservation.runner_id for reservation in room.reservations) | frozenset(
+        resident.runner_id for resident in room.residents
+    )
+    promises = tuple(
+        Reservation(runner_id=f"promise {number}", claims=claims)
+        for number, claims in enumerate(room.promised)
+    )
+
+    def plan_without(ended: frozenset[str], held: tuple[Reservation, ...]) -> LoadPlan | Refusal:
+        left = without_runners(room.inventory, room.reservations, ended)
+        return plan_load(wish, settings, left.inventory, (*left.reservations, *held))
+
+    alone = plan_without(everyone, ())
+    if isinstance(alone, Refusal):
+        return alone
+
+    def fits_without(ended: frozenset[str]) -> bool:
+        if len(everyone - ended) + len(room.promised) >= room.limit:
+            return False
+        plan = plan_without(ended, promises)
+        return isinstance(plan, LoadPlan) and plan.gpu_layers >= alone.gpu_layers
+
+    victims = choose_victims(room.residents, fits_without)
+    if victims is None:
+        return Wait()
+    plan = plan_without(victims, promises)
+    if isinstance(plan, LoadPlan):
+        return Evict(victims, plan) if victims else Start(plan)
+    raise AssertionError("the victims were chosen so that the plan exists")
