@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -14,8 +14,8 @@ from agent.settings import Settings
 from agent.telemetry.metrics import Metrics
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TensorFact:
+@dataclass(frozen=True, slots=True)
+class TensorDetails:
     """One tensor of a GGUF file; ``shape`` in GGUF order."""
 
     name: str
@@ -27,21 +27,22 @@ class TensorFact:
 class ShowDetails:
     """Everything ``/api/show`` tells about one model. Texts are empty when absent."""
 
-    installed: InstalledModel
+    model: InstalledModel
     modelfile: str
     parameters: str
     template: str
     system: str
     license: str
+    messages: tuple[Message, ...]
     model_info: Mapping[str, JsonValue]
-    projector_info: Mapping[str, JsonValue] = field(default_factory=dict[str, JsonValue])
-    tensors: tuple[TensorFact, ...] = ()
-    capabilities: tuple[Capability, ...] = ()
-    messages: tuple[Message, ...] = ()
-    modified_at_s: float = 0.0
-    renderer: str = ""
-    parser: str = ""
-    requires: str = ""
+    projector_info: Mapping[str, JsonValue]
+    tensors: tuple[TensorDetails, ...]
+    """Empty unless verbose."""
+    capabilities: frozenset[Capability]
+    modified_at_s: float
+    renderer: str
+    parser: str
+    requires: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,29 +54,29 @@ class CreateRequest:
     """
 
     model: str
-    from_: str = ""
+    from_: str | None = None
     files: Mapping[str, str] = field(default_factory=dict[str, str])
     adapters: Mapping[str, str] = field(default_factory=dict[str, str])
     template: str | None = None
-    license: tuple[str, ...] | None = None
+    licenses: tuple[str, ...] = ()
     system: str | None = None
     parameters: Mapping[str, OptionValue] = field(default_factory=dict[str, OptionValue])
-    messages: tuple[Message, ...] | None = None
+    messages: tuple[Message, ...] = ()
     quantize: str = ""
     renderer: str = ""
     parser: str = ""
     requires: str = ""
-    info: Mapping[str, JsonValue] = field(default_factory=dict[str, JsonValue])
+    info: Mapping[str, object] = field(default_factory=dict[str, object])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CreateProgress:
-    """One step of a create; sizes in bytes, given where a step has a size."""
+    """One step of a create; sizes in bytes, 0 where a step has none."""
 
     status: str
     digest: str = ""
-    total: int | None = None
-    completed: int | None = None
+    total: int = 0
+    completed: int = 0
 
 
 class ModelCatalog(Protocol):
@@ -100,14 +101,14 @@ class ModelCatalog(Protocol):
     async def has_blob(self, digest: str) -> bool: ...
 
     async def receive_blob(
-        self, digest: str, chunks: AsyncIterator[bytes], *, size_bytes: int | None
+        self, digest: str, chunks: AsyncIterator[bytes], size_bytes: int | None
     ) -> bool:
         """Stream a blob to disk; True when it was new. ``size_bytes`` None is unknown."""
         ...
 
-    def create(self, request: CreateRequest) -> AsyncIterator[CreateProgress]: ...
-
-    def create_request_from_modelfile(self, name: str, text: str) -> CreateRequest: ...
+    def create(self, request: CreateRequest) -> AsyncGenerator[CreateProgress]:
+        """Write a model, telling each step; the last is ``success``."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,5 +139,7 @@ class ApiDependencies:
     inference: InferenceService
     metrics: Metrics
     node: NodeFacts
+    modelfile_request: Callable[[str, str], CreateRequest]
+    """Reads a Modelfile sent as text: name and text to a request."""
     state: Callable[[], AgentState] = _serving
     now_ns: Callable[[], int] = time.time_ns

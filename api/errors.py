@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Any, Final, Literal, cast
 
 import msgspec
 
@@ -155,7 +155,7 @@ class _Row:
     error: type[Exception]
     status: int
     code: str
-    text: Callable[..., str] = str
+    text: Callable[[Any], str] = str
     operation: Operation | None = None
 
 
@@ -248,7 +248,7 @@ def internal_error() -> ErrorAnswer:
 
 def _leaves(error: BaseException) -> Iterator[BaseException]:
     if isinstance(error, BaseExceptionGroup):
-        for member in error.exceptions:
+        for member in cast("BaseExceptionGroup[BaseException]", error).exceptions:
             yield from _leaves(member)
     else:
         yield error

@@ -43,9 +43,9 @@ class Exchange:
     """One request. A handler answers it once: ``reply``, or ``stream`` then ``finish``."""
 
     __slots__ = (
-        "_answered", "_body_complete", "_receive", "_scope", "_send", "_wire", "answer_headers", "argument",
-        "gone", "headers", "line_of_error", "method", "path", "peer", "principal", "request_id",
-        "started", "status",
+        "_answered", "_body_complete", "_receive", "_scope", "_send", "_wire", "answer_headers",
+        "argument", "gone", "headers", "line_of_error", "method", "path", "peer", "principal",
+        "request_id", "started", "status",
     )  # fmt: skip
 
     def __init__(

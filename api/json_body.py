@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from functools import cache
-from typing import Final, Generic, TypeVar, get_args, get_origin, get_type_hints
+from typing import Final, Generic, TypeVar, cast, get_args, get_origin, get_type_hints
 
 import msgspec
 import structlog
@@ -123,8 +123,7 @@ def _fold(value: object, kind: type[msgspec.Struct], where: str, ignored: list[s
         return value
     known = _fields(kind)
     folded: dict[str, object] = {}
-    pairs: dict[str, object] = value
-    for key, item in pairs.items():
+    for key, item in cast("dict[str, object]", value).items():
         field = known.get(key.lower())
         if field is None:
             ignored.append(where + key)
@@ -133,8 +132,10 @@ def _fold(value: object, kind: type[msgspec.Struct], where: str, ignored: list[s
         if item is None:
             continue
         if inner is not None and many and isinstance(item, list):
-            members: list[object] = item
-            folded[name] = [_fold(member, inner, f"{where}{name}.", ignored) for member in members]
+            folded[name] = [
+                _fold(member, inner, f"{where}{name}.", ignored)
+                for member in cast("list[object]", item)
+            ]
         elif inner is not None:
             folded[name] = _fold(item, inner, f"{where}{name}.", ignored)
         else:

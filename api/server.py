@@ -7,7 +7,7 @@ import ipaddress
 import socket
 from dataclasses import dataclass
 from functools import partial
-from typing import Final
+from typing import Final, cast
 
 import psutil
 import structlog
@@ -16,7 +16,7 @@ from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.config import Config
 from hypercorn.logging import Logger
 from hypercorn.trio.worker_context import WorkerContext
-from hypercorn.typing import ASGIFramework, ConnectionState
+from hypercorn.typing import ASGIFramework, ConnectionState, ResponseSummary, WWWScope
 
 from api.app import build_app
 from api.dependencies import ApiDependencies
@@ -159,7 +159,9 @@ async def _serve_connection(
     stream: trio.SocketStream,
 ) -> None:
     state: dict[str, object] = {}
-    connection = Connection(app, config, context, ConnectionState(state), stream)
+    # Hypercorn tells plain and TLS streams apart itself; its annotation names only one.
+    any_stream = cast("trio.SSLStream[trio.SocketStream]", stream)
+    connection = Connection(app, config, context, ConnectionState(state), any_stream)
     state["wire"] = connection
     connection.prepare(send_timeout_s)
     try:
@@ -176,7 +178,9 @@ def _as_asgi(app: ASGIFramework) -> ASGIFramework:
 class _QuietLogger(Logger):
     """Hypercorn's log, reduced to what the application cannot log itself."""
 
-    async def access(self, *_: object) -> None:
+    async def access(
+        self, request: WWWScope, response: ResponseSummary | None, request_time: float
+    ) -> None:
         """Requests are logged by the application, with their ids."""
 
     async def exception(self, message: str, *_: object, **__: object) -> None:

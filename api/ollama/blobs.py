@@ -22,6 +22,6 @@ async def has_blob(dependencies: ApiDependencies, exchange: Exchange) -> None:
 async def receive_blob(dependencies: ApiDependencies, exchange: Exchange) -> None:
     """Stream a blob to disk: 201 when it is new, 200 when it was there already."""
     created = await dependencies.catalog.receive_blob(
-        exchange.argument, exchange.chunks(), size_bytes=exchange.content_length
+        exchange.argument, exchange.chunks(), exchange.content_length
     )
     await exchange.reply(201 if created else 200)

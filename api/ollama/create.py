@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import aclosing
 from typing import Final, cast
 
 import msgspec
 
 from agent.inference.errors import NotAvailable
 from agent.inference.options import OptionValue
-from agent.inference.request import JsonValue
 from agent.models.errors import InvalidName
 from agent.models.names import parse_name
 from api.dependencies import ApiDependencies, CreateProgress, CreateRequest
 from api.errors import bad_request, invalid_model_name
 from api.exchange import Exchange
 from api.json_body import BodyReader
-from api.ndjson import NdjsonStream
+from api.ndjson import NdjsonStream, line
 from api.ollama.bodies import CreateBody
 from api.ollama.parts import read_messages
 
@@ -33,10 +33,11 @@ async def create(dependencies: ApiDependencies, exchange: Exchange) -> None:
     stream = NdjsonStream(exchange)
     async with exchange.while_connected():
         last = CreateProgress(status="success")
-        async for progress in dependencies.catalog.create(request):
-            last = progress
-            if body.stream:
-                await stream.write(msgspec.json.encode(_frame(progress)) + b"\n")
+        async with aclosing(dependencies.catalog.create(request)) as steps:
+            async for progress in steps:
+                last = progress
+                if body.stream:
+                    await stream.write(line(_frame(progress)))
         if body.stream:
             await stream.finish()
         else:
@@ -50,34 +51,34 @@ def _request(dependencies: ApiDependencies, body: CreateBody) -> CreateRequest:
     except InvalidName as error:
         raise invalid_model_name() from error
     if body.modelfile is not None:
-        return dependencies.catalog.create_request_from_modelfile(name, body.modelfile)
+        return dependencies.modelfile_request(name, body.modelfile)
     if not (body.from_ or body.files):
         raise bad_request("neither 'from' or 'files' was specified")
     return CreateRequest(
         model=name,
-        from_=body.from_,
+        from_=body.from_ or None,
         files=body.files,
         adapters=body.adapters,
         template=body.template,
-        license=_licenses(body.license),
+        licenses=_licenses(body.license),
         system=body.system,
         parameters=cast("Mapping[str, OptionValue]", body.parameters),
-        messages=None if body.messages is None else read_messages(body.messages),
+        messages=read_messages(body.messages or []),
         quantize=body.quantize or body.quantization,
         renderer=body.renderer,
         parser=body.parser,
         requires=body.requires,
-        info=cast("Mapping[str, JsonValue]", body.info),
+        info=body.info,
     )
 
 
-def _licenses(value: object) -> tuple[str, ...] | None:
-    if value is None:
-        return None
+def _licenses(value: object) -> tuple[str, ...]:
+    if value is None or value == "":
+        return ()
     if isinstance(value, str):
-        return (value,) if value else ()
+        return (value,)
     if isinstance(value, list):
-        members: list[object] = value
+        members = cast("list[object]", value)
         texts = tuple(member for member in members if isinstance(member, str))
         if len(texts) == len(members):
             return texts
@@ -88,8 +89,7 @@ def _frame(progress: CreateProgress) -> dict[str, object]:
     frame: dict[str, object] = {"status": progress.status}
     if progress.digest:
         frame["digest"] = progress.digest
-    if progress.total is not None:
+    if progress.total:
         frame["total"] = progress.total
-    if progress.completed is not None:
         frame["completed"] = progress.completed
     return frame

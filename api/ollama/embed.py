@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, cast
 
 import msgspec
 import trio
@@ -79,7 +79,7 @@ def _inputs(value: object) -> tuple[str, ...]:
         return (value,)
     if not isinstance(value, list):
         raise bad_request("invalid input type")
-    members: list[object] = value
+    members = cast("list[object]", value)
     texts = tuple(member for member in members if isinstance(member, str))
     if len(texts) != len(members):
         raise bad_request("invalid input type")

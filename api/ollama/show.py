@@ -52,9 +52,9 @@ def _answer(details: ShowDetails, info: dict[str, JsonValue], body: ShowBody) ->
         ],
     }
     answer: dict[str, object] = {name: value for name, value in optional.items() if value}
-    answer["details"] = model_details(details.installed)
+    answer["details"] = model_details(details.model)
     answer["model_info"] = info
-    answer["capabilities"] = list(details.capabilities)
+    answer["capabilities"] = sorted(details.capabilities)
     answer["modified_at"] = rfc3339_local(details.modified_at_s)
     return answer
 

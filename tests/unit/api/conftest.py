@@ -22,9 +22,7 @@ async def running_node(*, send_timeout_s: float = 30.0, **changes):
     shutdown = trio.Event()
     async with trio.open_nursery() as nursery:
         address = await nursery.start(
-            partial(
-                serve, dependencies, listener, shutdown=shutdown, send_timeout_s=send_timeout_s
-            )
+            partial(serve, dependencies, listener, shutdown=shutdown, send_timeout_s=send_timeout_s)
         )
         try:
             yield Node(address.url, address.port, catalog, inference, dependencies, shutdown)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
@@ -42,7 +42,7 @@ from api.dependencies import (
     CreateRequest,
     NodeFacts,
     ShowDetails,
-    TensorFact,
+    TensorDetails,
 )
 
 NOW_NS = 1_790_000_000_123_456_789
@@ -105,7 +105,7 @@ class ScriptedCatalog:
         self.blobs: dict[str, bytes] = {}
         self.created: list[CreateRequest] = []
         self.create_error: Exception | None = None
-        self.receive: Callable[[AsyncIterator[bytes]], object] = collect_chunks
+        self.receive: Callable[[AsyncIterator[bytes]], Awaitable[bytes]] = collect_chunks
 
     async def resolve(self, name: str) -> InstalledModel:
         model = self.models.get(parse_name(name).key)
@@ -119,18 +119,21 @@ class ScriptedCatalog:
     async def show(self, name: str, *, verbose: bool = False) -> ShowDetails:
         model = await self.resolve(name)
         return ShowDetails(
-            installed=model,
+            model=model,
             modelfile="FROM /models/weights\n",
             parameters='temperature                    0.5\nstop                           "x"',
             template="{{ .Prompt }}",
             system="Be brief.",
             license="Apache-2.0",
             model_info={"general.architecture": "llama", "llama.context_length": 2048},
-            tensors=(TensorFact(name="output.weight", type="F16", shape=(64, 512)),)
-            if verbose
-            else (),
-            capabilities=tuple(sorted(model.capabilities)),
+            tensors=(TensorDetails("output.weight", "F16", (64, 512)),) if verbose else (),
+            capabilities=model.capabilities,
             modified_at_s=model.modified_at_s,
+            messages=(),
+            projector_info={},
+            renderer="",
+            parser="",
+            requires="",
         )
 
     async def copy(self, source: str, destination: str) -> None:
@@ -146,7 +149,7 @@ class ScriptedCatalog:
         _check_digest(digest)
         return digest in self.blobs
 
-    async def receive_blob(self, digest, chunks, *, size_bytes):
+    async def receive_blob(self, digest, chunks, size_bytes):
         _check_digest(digest)
         if digest in self.blobs:
             return False
@@ -173,10 +176,11 @@ class ScriptedCatalog:
         yield CreateProgress(status="creating new layer", digest="sha256:ab", total=4, completed=4)
         yield CreateProgress(status="success")
 
-    def create_request_from_modelfile(self, name: str, text: str) -> CreateRequest:
-        if not text.startswith("FROM "):
-            raise CreateRejected("no FROM line")
-        return CreateRequest(model=name, from_=text.removeprefix("FROM ").strip())
+
+def request_from_modelfile(name: str, text: str) -> CreateRequest:
+    if not text.startswith("FROM "):
+        raise CreateRejected("no FROM line")
+    return CreateRequest(model=name, from_=text.removeprefix("FROM ").strip())
 
 
 def _check_digest(digest: str) -> None:
@@ -222,7 +226,7 @@ class ScriptedInference:
     error: Exception | None = None
     runners: tuple[RunningModel, ...] = ()
     ended: trio.Event = field(default_factory=trio.Event)
-    script: Callable[[GenerateRequest], AsyncIterator[GenerateEvent]] | None = None
+    script: Callable[[GenerateRequest], AsyncGenerator[GenerateEvent]] | None = None
 
     @asynccontextmanager
     async def generate(self, request):
@@ -317,5 +321,6 @@ def dependencies_for(catalog, inference, **changes) -> ApiDependencies:
         node=NodeFacts(
             node_id="id-a", node_name="node-a", agent_version="0.1.0", started_at_s=NOW_NS / 1e9
         ),
+        modelfile_request=request_from_modelfile,
         now_ns=lambda: NOW_NS,
     )

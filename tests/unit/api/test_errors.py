@@ -33,9 +33,7 @@ RUNNER_DIED = (
     "internal error, check ollama server logs for details"
 )
 THINK_TYPE = 'think must be a boolean or string ("high", "medium", "low", "max", true, or false)'
-THINK_WORD = (
-    'invalid think value: "x" (must be "high", "medium", "low", "max", true, or false)'
-)
+THINK_WORD = 'invalid think value: "x" (must be "high", "medium", "low", "max", true, or false)'
 
 
 @pytest.mark.parametrize("route", POST_ROUTES)
