@@ -1,0 +1,232 @@
+"""The application: every request passes here, and leaves with a request id and an answer."""
+
+from __future__ import annotations
+
+import re
+import secrets
+import time
+from collections.abc import Iterable
+from typing import Final, cast
+
+import structlog
+import trio
+from hypercorn.typing import (
+    ASGIReceiveCallable,
+    ASGISendCallable,
+    ASGISendEvent,
+    HTTPScope,
+)
+from prometheus_client import Counter, Histogram
+from quart import Response
+from quart_trio import QuartTrio
+from quart_trio.asgi import TrioASGIHTTPConnection
+from werkzeug.exceptions import HTTPException
+
+from agent.telemetry.metrics import Metrics
+from api.access import principal_for
+from api.cluster.routes import cluster_routes
+from api.dependencies import ApiDependencies
+from api.errors import describe, internal_error
+from api.exchange import ClientGone, Exchange
+from api.ollama.routes import ollama_routes
+from api.origin import OriginPolicy
+from api.routes import Match, Route, RouteTable, WrongMethod
+
+REQUEST_ID_LIMIT: Final = 128
+"""Longest request id taken over from a caller."""
+CLIENT_CLOSED: Final = 499
+"""Status in logs and metrics of a request whose client went away first."""
+TEXT_TYPE: Final = b"text/plain; charset=utf-8"
+
+_REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._:@/+=-]{1,%d}" % REQUEST_ID_LIMIT)
+_log = structlog.get_logger()
+
+Headers = list[tuple[bytes, bytes]]
+
+
+class Api(QuartTrio):
+    """The Quart application of one node, with directly answered routes in front.
+
+    The routes in ``table`` skip Quart's request context, signals and sessions, which cost about
+    a millisecond each; every other path is Quart's.
+    """
+
+    def __init__(self, dependencies: ApiDependencies, policy: OriginPolicy) -> None:
+        super().__init__("api", static_folder=None, template_folder=None)
+        self.dependencies = dependencies
+        self.policy = policy
+        self.table = RouteTable((*ollama_routes(), *cluster_routes()))
+        self.requests = RequestMetrics(dependencies.metrics)
+        node = dependencies.node.node_name.encode("ascii", "replace")
+        self.node_headers: Headers = [(b"x-llamesh-node", node), (b"x-ollama-node", node)]
+        # Quart's own defaults would end a long generation and a long upload after a minute.
+        self.config["RESPONSE_TIMEOUT"] = None
+        self.config["BODY_TIMEOUT"] = None
+        self.config["MAX_CONTENT_LENGTH"] = dependencies.settings.body_limit_bytes
+        self.register_error_handler(HTTPException, _http_error)
+
+
+async def _http_error(error: Exception) -> Response:
+    refusal = cast("HTTPException", error)
+    status = refusal.code or 500
+    text = "404 page not found" if status == 404 else f"{status} {refusal.name.lower()}"
+    headers = {
+        name: value for name, value in refusal.get_headers() if name.lower() != "content-type"
+    }
+    return Response(text, status, headers, content_type=TEXT_TYPE.decode())
+
+
+class RequestMetrics:
+    """Counts answers, keeping the labelled children at hand."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self._counters: dict[tuple[str, str, int], Counter] = {}
+        self._histograms: dict[str, Histogram] = {}
+
+    def record(self, route: str, method: str, status: int, seconds: float) -> None:
+        """One answered request."""
+        key = (route, method, status)
+        counter = self._counters.get(key)
+        if counter is None:
+            counter = self._metrics.http_requests.labels(route, method, str(status))
+            self._counters[key] = counter
+        counter.inc()
+        histogram = self._histograms.get(route)
+        if histogram is None:
+            histogram = self._metrics.http_seconds.labels(route)
+            self._histograms[route] = histogram
+        histogram.observe(seconds)
+
+
+def new_request_id() -> str:
+    return f"req_{secrets.token_hex(12)}"
+
+
+class DirectConnection(TrioASGIHTTPConnection):
+    """Serves one HTTP request: directly where the table knows the path, else through Quart."""
+
+    app: Api
+    scope: HTTPScope
+
+    async def __call__(self, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+        app = self.app
+        scope = self.scope
+        began = time.perf_counter()
+        headers = dict(scope["headers"])
+        given = headers.get(b"x-request-id")
+        if given is not None and _REQUEST_ID.fullmatch(given):
+            request_id = given.decode("ascii")
+        else:
+            request_id = new_request_id()
+        structlog.contextvars.bind_contextvars(request_id=request_id)
+        answer_headers: Headers = [(b"x-request-id", request_id.encode()), *app.node_headers]
+
+        host = headers.get(b"host", b"").decode("latin-1")
+        origin = headers.get(b"origin", b"").decode("latin-1")
+        method = scope["method"]
+        path = scope["path"]
+        exchange = Exchange(
+            scope,
+            receive,
+            send,
+            request_id=request_id,
+            answer_headers=answer_headers,
+            headers=headers,
+        )
+        label = "other"
+        try:
+            if not app.policy.host_allowed(host) or (
+                origin and not app.policy.origin_allowed(origin, host)
+            ):
+                await exchange.reply(403)
+                return
+            if method == "OPTIONS":
+                await exchange.reply(204, headers=app.policy.preflight_headers(origin or "*"))
+                return
+            if origin:
+                answer_headers += app.policy.answer_headers(origin)
+            match app.table.find(method, path, scope["raw_path"].decode("latin-1")):
+                case Match(route, argument):
+                    label = route.label
+                    exchange.argument = argument
+                    await self._answer(exchange, route)
+                case WrongMethod(allowed):
+                    await exchange.reply(
+                        405,
+                        b"405 method not allowed",
+                        content_type=TEXT_TYPE,
+                        headers=[(b"allow", ", ".join(allowed).encode())],
+                    )
+                case None:
+                    await super().__call__(receive, _with_headers(send, exchange))
+        finally:
+            status = CLIENT_CLOSED if exchange.gone else exchange.status
+            seconds = time.perf_counter() - began
+            app.requests.record(label, method, status, seconds)
+            _log.info(
+                "http_request",
+                method=method,
+                path=path,
+                status=status,
+                milliseconds=round(seconds * 1000, 3),
+            )
+
+    async def _answer(self, exchange: Exchange, route: Route) -> None:
+        app = self.app
+        dependencies = app.dependencies
+        if dependencies.settings.admin_token:
+            exchange.principal = principal_for(
+                exchange.header(b"authorization"), dependencies.settings
+            )
+        try:
+            await route.handler(dependencies, exchange)
+        except trio.Cancelled:
+            raise
+        except ClientGone:
+            exchange.gone = True
+        except Exception as error:
+            answer = describe(error, route.operation)
+            if answer is None:
+                _log.exception("handler_failed", route=route.path)
+                answer = internal_error()
+            elif answer.status >= 500:
+                _log.warning(
+                    "request_failed", route=route.path, code=answer.code, reason=str(error)
+                )
+            else:
+                _log.debug("request_refused", route=route.path, code=answer.code)
+            await exchange.reply_error(answer, dependencies.now_ns())
+
+
+def _with_headers(send: ASGISendCallable, exchange: Exchange) -> ASGISendCallable:
+    async def sender(message: ASGISendEvent) -> None:
+        if message["type"] == "http.response.start":
+            exchange.status = message["status"]
+            message["headers"] = [*message["headers"], *exchange.answer_headers]
+        await send(message)
+
+    return sender
+
+
+def build_app(
+    dependencies: ApiDependencies,
+    *,
+    loopback: bool,
+    hostname: str,
+    addresses: Iterable[str] = (),
+) -> Api:
+    """The application of one node.
+
+    ``loopback`` says whether the listener is bound to a loopback address; ``hostname`` and
+    ``addresses`` are this machine's, for the DNS rebinding guard.
+    """
+    policy = OriginPolicy(
+        origins=dependencies.settings.origins,
+        loopback=loopback,
+        hostname=hostname,
+        addresses=addresses,
+    )
+    app = Api(dependencies, policy)
+    app.asgi_http_class = DirectConnection
+    return app
