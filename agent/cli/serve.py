@@ -83,12 +83,13 @@ async def _until_stopped(
 
 def build_node(settings: Settings, listener: socket.socket) -> Node:
     """Put the parts of one node together. ``listener`` is already bound."""
+    from api.dependencies import ApiDependencies, NodeFacts
+    from api.server import BoundAddress, serve
+
     from agent.inference import orphans
     from agent.inference.pool import RunnerPool
     from agent.inference.service import LocalInference
     from agent.models.catalog import Catalog
-    from api.dependencies import ApiDependencies, NodeFacts
-    from api.server import BoundAddress, serve
 
     orphans.sweep(settings.home)
     metrics = Metrics()
