@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import random
 import socket
 import time
-from collections.abc import Awaitable, Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import ExitStack, asynccontextmanager
+from datetime import datetime
+from functools import partial
+from typing import TYPE_CHECKING, Final
 
 import structlog
 import trio
@@ -20,6 +24,12 @@ from agent.node import Node
 from agent.settings import Settings
 from agent.telemetry import log
 from agent.telemetry.metrics import Metrics
+
+if TYPE_CHECKING:
+    from agent.inference.pool import RunnerPool
+
+RUNNER_STOP_S: Final = 1.0
+"""How long runners may still finish requests once the API is gone: nobody reads them."""
 
 _log = structlog.get_logger()
 
@@ -83,19 +93,37 @@ async def _until_stopped(
 
 def build_node(settings: Settings, listener: socket.socket) -> Node:
     """Put the parts of one node together. ``listener`` is already bound."""
+    from agent.inference.chat.go_template import parse_go_template
+    from agent.inference.devices import SystemProbe
+    from agent.inference.pool import RunnerPool
+    from agent.inference.protocol import BUILD_ID
+    from agent.inference.service import LocalInference
+    from agent.inference.supervisor import ProcessHost
+    from agent.models.catalog import Catalog
+    from agent.models.create_request import create_request_from_modelfile
     from api.dependencies import ApiDependencies, NodeFacts
     from api.server import BoundAddress, serve
 
-    from agent.inference import orphans
-    from agent.inference.pool import RunnerPool
-    from agent.inference.service import LocalInference
-    from agent.models.catalog import Catalog
+    def validate_template(text: str) -> None:
+        parse_go_template(text)
 
-    orphans.sweep(settings.home)
     metrics = Metrics()
-    catalog = Catalog(settings)
-    pool = RunnerPool(settings, metrics)
-    inference = LocalInference(catalog, pool, settings, metrics)
+    catalog = Catalog(settings, validate_template=validate_template)
+    pool = RunnerPool(
+        settings,
+        ProcessHost(settings),
+        SystemProbe(settings.node_name),
+        metrics,
+        build_id=BUILD_ID,
+    )
+    inference = LocalInference(
+        models=catalog,
+        runners=pool,
+        metrics=metrics,
+        rng=random.SystemRandom(),
+        wall_clock=lambda: datetime.now().astimezone(),
+        go_template=settings.go_template,
+    )
     facts = NodeFacts(
         node_id=settings.node_name,
         node_name=settings.node_name,
@@ -110,17 +138,27 @@ def build_node(settings: Settings, listener: socket.socket) -> Node:
             inference=inference,
             metrics=metrics,
             node=facts,
+            modelfile_request=create_request_from_modelfile,
             state=node.lifecycle.state,
         )
+        serve_it = partial(serve, dependencies, listener, shutdown=node.lifecycle.stopping)
         async with trio.open_nursery() as nursery:
-            address: BoundAddress = await nursery.start(
-                lambda task_status: serve(  # pyright: ignore[reportUnknownLambdaType]
-                    dependencies,
-                    listener,
-                    shutdown=node.lifecycle.stopping,
-                    task_status=task_status,
-                )
-            )
+            address: BoundAddress = await nursery.start(serve_it)
             task_status.started(address.url)
 
-    return Node(settings=settings, runners=pool, serve_api=serve_api)
+    return Node(settings=settings, runners=_runners(settings, pool), serve_api=serve_api)
+
+
+@asynccontextmanager
+async def _runners(settings: Settings, pool: RunnerPool) -> AsyncGenerator[None]:
+    """The runner pool while the node lives, after ending what an earlier agent left behind."""
+    from agent.inference.orphans import end_orphans
+
+    await end_orphans(settings.home / "runners")
+    async with trio.open_nursery() as nursery:
+        await nursery.start(pool.serve)
+        try:
+            yield
+        finally:
+            with trio.CancelScope(shield=True):
+                await pool.close(RUNNER_STOP_S)
