@@ -122,7 +122,7 @@ def commit(store: Store, made: Plan) -> None:
         schema_version=2,
         media_type=MANIFEST_TYPE,
         config=Layer(CONFIG_TYPE, digest, len(data)),
-        layers=tuple(layers),
+        layers_=tuple(layers),
     )
     try:
         store.write_manifest(store.find_name(made.name) or made.name, encode_manifest(manifest))
@@ -251,7 +251,7 @@ def _add_adapter(store: Store, weights: WeightsIndex, made: Plan, request: Creat
 def _replace_texts(
     store: Store, made: Plan, request: CreateRequest, validate: ValidateTemplate
 ) -> None:
-    base = Manifest(schema_version=2, layers=tuple(made.layers))
+    base = Manifest(schema_version=2, layers_=tuple(made.layers))
     if request.template:
         try:
             validate(request.template)

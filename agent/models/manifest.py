@@ -52,7 +52,12 @@ class Manifest(msgspec.Struct, frozen=True):
     schema_version: int = msgspec.field(name="schemaVersion")
     media_type: str = msgspec.field(name="mediaType", default=MANIFEST_TYPE)
     config: Layer | None = None
-    layers: tuple[Layer, ...] = ()
+    layers_: tuple[Layer, ...] | None = msgspec.field(name="layers", default=())
+    """None where Go wrote an empty list as null; read ``layers``."""
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        return self.layers_ or ()
 
     @property
     def blobs(self) -> tuple[Layer, ...]:
@@ -69,7 +74,7 @@ class Manifest(msgspec.Struct, frozen=True):
 
 class RootFilesystem(msgspec.Struct, frozen=True):
     type: str = "layers"
-    diff_ids: tuple[str, ...] = ()
+    diff_ids: tuple[str, ...] | None = ()
 
 
 class ModelConfig(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):

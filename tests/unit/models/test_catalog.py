@@ -161,7 +161,9 @@ async def test_the_same_template_again_is_no_override(
 ) -> None:
     await tiny(catalog, tmp_path)
     assert not (await catalog.resolve("tiny")).template_overridden
-    await create(catalog, CreateRequest(model="tiny", from_="tiny", info={"llamesh.template": "go"}))
+    await create(
+        catalog, CreateRequest(model="tiny", from_="tiny", info={"llamesh.template": "go"})
+    )
     assert (await catalog.resolve("tiny")).template_source == "go"
     with pytest.raises(CreateRejected, match="auto, go, jinja"):
         await create(
@@ -169,13 +171,15 @@ async def test_the_same_template_again_is_no_override(
         )
 
 
-async def test_a_bad_template_is_refused_with_its_reason(settings: Settings, tmp_path: Path) -> None:
+async def test_a_bad_template_is_refused_with_its_reason(
+    settings: Settings, tmp_path: Path
+) -> None:
     def validate(text: str) -> None:
         raise ValueError(f"unclosed action in {text}")
 
     catalog = Catalog(settings, validate_template=validate)
     await tiny(catalog, tmp_path)
-    with pytest.raises(CreateRejected, match="^template error: unclosed action"):
+    with pytest.raises(CreateRejected, match=r"^template error: unclosed action"):
         await create(catalog, CreateRequest(model="t", from_="tiny", template="{{"))
 
 
@@ -311,8 +315,10 @@ async def test_the_list_is_newest_first_and_survives_a_broken_model(
     (manifests / "broken").mkdir()
     (manifests / "broken/latest").write_text('{"schemaVersion": 2, "layers": "no"}')
     (manifests / "gone").mkdir()
-    text = (manifests / "old/latest").read_text().replace(
-        sha256((tmp_path / "tiny.gguf").read_bytes()), "sha256:" + "0" * 64
+    text = (
+        (manifests / "old/latest")
+        .read_text()
+        .replace(sha256((tmp_path / "tiny.gguf").read_bytes()), "sha256:" + "0" * 64)
     )
     (manifests / "gone/latest").write_text(text)
     assert [model.name.short for model in await catalog.list()] == ["new:latest", "old:latest"]
@@ -388,15 +394,14 @@ async def test_a_create_left_halfway_changes_nothing(catalog: Catalog, tmp_path:
     assert await catalog.resolve("tiny") is before
 
 
-async def test_a_layer_removed_during_a_create_is_noticed(
-    catalog: Catalog, tmp_path: Path
-) -> None:
+async def test_a_layer_removed_during_a_create_is_noticed(catalog: Catalog, tmp_path: Path) -> None:
     await tiny(catalog, tmp_path)
     generator = catalog.create(CreateRequest(model="child", from_="tiny"))
+    while (await anext(generator)).status != "writing manifest":
+        pass
+    await catalog.delete("tiny")
     with pytest.raises(CreateRejected, match="removed while"):
-        async for progress in generator:
-            if progress.status == "writing manifest":
-                await catalog.delete("tiny")
+        await anext(generator)
     with pytest.raises(ModelNotFound):
         await catalog.resolve("child")
 
