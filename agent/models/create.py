@@ -273,7 +273,7 @@ def _replace_texts(
         for message in request.messages:
             if message.role not in ROLES:
                 raise CreateRejected(f"message role must be one of {', '.join(ROLES)}")
-        stored = [StoredMessage(message.role, message.content) for message in request.messages]
+        stored = [StoredMessage.of(message) for message in request.messages]
         _replace(made, (MESSAGES_TYPE,), [msgspec.json.encode(stored)])
     if any(len(data) > TEXT_LAYER_LIMIT_BYTES for _, data in made.texts):
         raise CreateRejected(f"a text is longer than {TEXT_LAYER_LIMIT_BYTES} bytes")

@@ -168,12 +168,10 @@ FAMILIES: Final[tuple[Family, ...]] = (
             text_is("tokenizer.ggml.model", "llama"),
         ),
         steps=(
-            RefuseTensors(
-                ".ffn_gate_exps.weight",
-                "its mixture-of-experts weights would have to be joined, not only renamed",
-            ),
             SetText("tokenizer.ggml.model", "gemma4", replace=True),
             DropTensors(("a.", "v.", "mm.", "model.vision_tower.")),
+            # Separate gate and up experts load as they are; only this scale has another name.
+            RenameTensors(".ffn_gate_inp.per_expert_scale", ".ffn_down_exps.scale", suffix=True),
         ),
         hub="hf.co/ggml-org/gemma-4-E4B-it-GGUF",
     ),
@@ -307,7 +305,11 @@ FAMILIES: Final[tuple[Family, ...]] = (
                 and token_is(128_006, "<|start_header_id|>")(draft)
                 and (
                     draft.text("tokenizer.ggml.pre") in (None, "", "default")
-                    or draft.header.integer("tokenizer.ggml.eos_token_id") == 128_001
+                    or (
+                        # A base model's texts do end with the end of text.
+                        draft.header.integer("tokenizer.ggml.eos_token_id") == 128_001
+                        and "<|eot_id|>" in (draft.text("tokenizer.chat_template") or "")
+                    )
                 )
             ),
         ),
@@ -328,6 +330,12 @@ FAMILIES: Final[tuple[Family, ...]] = (
         ),
         steps=(SetText("clip.projector_type", "mlp"),),
         hub="hf.co/mys/ggml_llava-v1.5-7b",
+    ),
+    Family(
+        architecture="nemotron_h_omni",
+        markers=(_always,),
+        steps=(RefuseTensors("", "its parts for text, pictures and sound are in one file"),),
+        hub="hf.co/unsloth/NVIDIA-Nemotron-3-Nano-30B-A3B-GGUF",
     ),
     Family(
         architecture="glmocr",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,8 +23,8 @@ def header(tmp_path: Path) -> GgufSummary:
     return replace(summarise(parse_bytes(data), len(data)), chat_template=None)
 
 
-def found(header: GgufSummary, **settings: object) -> set[str]:
-    defaults: dict[str, object] = {
+def found(header: GgufSummary, **settings: Any) -> set[str]:
+    defaults: dict[str, Any] = {
         "template": None, "source": "auto", "overridden": False, "has_projector": False,
     }  # fmt: skip
     return set(find_capabilities(header, **(defaults | settings)))

@@ -6,13 +6,15 @@ import json
 import os
 import time
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
 
 from agent.inference.errors import NotAvailable
-from agent.inference.request import Message
+from agent.inference.request import Message, ToolCall
 from agent.models.catalog import Catalog
 from agent.models.create_request import CreateRequest, create_request_from_modelfile
 from agent.models.errors import (
@@ -51,7 +53,7 @@ async def create(catalog: Catalog, request: CreateRequest) -> list[str]:
     return [progress.status async for progress in catalog.create(request)]
 
 
-async def tiny(catalog: Catalog, tmp_path: Path, name: str = "tiny", **more: object) -> str:
+async def tiny(catalog: Catalog, tmp_path: Path, name: str = "tiny", **more: Any) -> str:
     digest = await upload(catalog, llama_file(tmp_path / "tiny.gguf"))
     await create(catalog, CreateRequest(model=name, files={"tiny.gguf": digest}, **more))
     return digest
@@ -445,3 +447,107 @@ def test_a_modelfile_as_text_names_models_and_blobs_but_no_files() -> None:
     assert create_request_from_modelfile("m", f"FROM @{digest}").files == {"model-0.gguf": digest}
     with pytest.raises(CreateRejected, match="upload the file with POST /api/blobs"):
         create_request_from_modelfile("m", "FROM ./model.gguf")
+
+
+async def test_messages_keep_everything_they_carry(catalog: Catalog, tmp_path: Path) -> None:
+    messages = (
+        Message(role="user", content="look", images=(b"\x00\xff",)),
+        Message(
+            role="assistant", thinking="hm",
+            tool_calls=(ToolCall(name="f", arguments={"a": [1, {"b": None}]}, id="c1"),),
+        ),
+        Message(role="tool", content="3", tool_name="f", tool_call_id="c1"),
+    )  # fmt: skip
+    await tiny(catalog, tmp_path, messages=messages)
+    assert (await catalog.resolve("tiny")).messages == messages
+
+
+def assert_whole(settings: Settings) -> int:
+    """No manifest names a missing blob, and nothing is left half-written."""
+    count = 0
+    for path in (settings.models / "manifests").glob("*/*/*/*"):
+        manifest = json.loads(path.read_bytes())
+        for layer in (*manifest["layers"], manifest["config"]):
+            blob = settings.models / "blobs" / layer["digest"].replace(":", "-")
+            assert sha256(blob.read_bytes()) == layer["digest"]
+        count += 1
+    return count
+
+
+class Crash(BaseException):
+    """Stands for the process ending at once."""
+
+
+async def test_a_crash_at_any_sync_leaves_every_model_whole(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await tiny(Catalog(settings), tmp_path, system="old")
+    real = os.fsync
+    crashes = 0
+    for survived in range(100):
+        left = survived
+
+        def fsync(descriptor: int) -> None:
+            nonlocal left
+            left -= 1
+            if left < 0:
+                raise Crash
+            real(descriptor)
+
+        monkeypatch.setattr(os, "fsync", fsync)
+        request = CreateRequest(
+            model="tiny", from_="tiny", system=f"new {survived}", parameters={"seed": survived}
+        )
+        try:
+            await create(Catalog(settings), request)
+        except Crash:
+            crashes += 1
+            assert_whole(settings)
+        else:
+            break
+    assert crashes > 4
+    monkeypatch.undo()
+    assert assert_whole(settings) == 1
+    assert (await Catalog(settings).resolve("tiny")).system == f"new {crashes}"
+
+
+async def test_changes_at_the_same_time_leave_every_model_whole(
+    catalog: Catalog, settings: Settings, tmp_path: Path
+) -> None:
+    await tiny(catalog, tmp_path)
+
+    async def churn(number: int) -> None:
+        for turn in range(4):
+            name = f"m{(number + turn) % 3}"
+            with suppress(ModelNotFound, NotAvailable, CreateRejected):
+                if turn == 2:
+                    await catalog.delete(name)
+                else:
+                    await create(
+                        catalog, CreateRequest(model=name, from_="tiny", system=f"s{turn}")
+                    )
+
+    async with trio.open_nursery() as nursery:
+        for number in range(6):
+            nursery.start_soon(churn, number)
+    assert assert_whole(settings) >= 1
+    for model in await catalog.list():
+        assert (await catalog.resolve(model.name.full)).digest == model.digest
+
+
+async def test_the_same_upload_twice_at_once_is_one_blob(
+    catalog: Catalog, settings: Settings
+) -> None:
+    data = b"y" * 100_000
+
+    async def slowly() -> AsyncIterator[bytes]:
+        async for piece in pieces(data, 5000):
+            await trio.lowlevel.checkpoint()
+            yield piece
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(2):
+            nursery.start_soon(catalog.receive_blob, sha256(data), slowly(), len(data))
+    (blob,) = (settings.models / "blobs").iterdir()
+    assert blob.read_bytes() == data
+    assert list((settings.home / "incoming").iterdir()) == []

@@ -242,23 +242,51 @@ def test_glm_flash_gets_the_absorbed_sizes(tmp_path: Path) -> None:
 
 def test_what_needs_other_data_is_refused_and_names_a_model_to_pull(tmp_path: Path) -> None:
     experts = {"blk.0.ffn_gate_exps.weight": floats(2, 4, 4), "v.x": floats(4)}
-    for architecture in ("gemma4", "glmocr", "deepseekocr"):
+    for architecture in ("nemotron_h_omni", "glmocr", "deepseekocr"):
         data = write_gguf(tmp_path / "x.gguf", architecture, {}, experts)
         with pytest.raises(UntranslatableDialect, match=r"pull hf\.co/\S+ instead"):
             translate(parse_bytes(data))
 
 
-def test_gemma4_without_experts_is_translated(tmp_path: Path) -> None:
-    block = floats(4, 4)
+def test_gemma4_keeps_its_experts_and_loses_its_towers(tmp_path: Path) -> None:
+    gate, scale = floats(2, 4, 4), floats(2)
     header = round_trip(
-        tmp_path, "gemma4", {"tokenizer.ggml.model": "llama"},
-        {"a.x": floats(3), "blk.0.q": block, "v.y": floats(3)}, {"blk.0.q": block},
+        tmp_path,
+        "gemma4",
+        {"tokenizer.ggml.model": "llama"},
+        {
+            "a.x": floats(3), "blk.0.ffn_gate_exps.weight": gate, "v.y": floats(3),
+            "blk.0.ffn_gate_inp.per_expert_scale": scale,
+        },
+        {"blk.0.ffn_gate_exps.weight": gate, "blk.0.ffn_down_exps.scale": scale},
     )  # fmt: skip
     assert header.text("tokenizer.ggml.model") == "gemma4"
 
 
 def test_every_family_names_where_to_get_the_model_otherwise() -> None:
     assert all(family.hub.startswith("hf.co/") for family in FAMILIES)
+
+
+def llama3_values(pre: str, template: str) -> dict[str, Value]:
+    tokens = [f"t{n}" for n in range(128_010)]
+    tokens[128_006], tokens[128_009] = "<|start_header_id|>", "<|eot_id|>"
+    return {
+        "tokenizer.ggml.tokens": tokens, "tokenizer.ggml.eos_token_id": 128_001,
+        "tokenizer.ggml.pre": pre, "tokenizer.chat_template": template,
+    }  # fmt: skip
+
+
+def test_early_llama3_uploads_get_their_tokenizer_and_end_of_turn(tmp_path: Path) -> None:
+    block = floats(4, 4)
+    header = round_trip(tmp_path, "llama", llama3_values("default", ""), {"b": block}, {"b": block})
+    assert header.text("tokenizer.ggml.pre") == "llama-bpe"
+    assert header.integer("tokenizer.ggml.eos_token_id") == 128_009
+    assert header.integer("tokenizer.ggml.eot_token_id") == 128_009
+
+
+def test_a_llama3_base_model_is_left_alone(tmp_path: Path) -> None:
+    data = write_gguf(tmp_path / "b.gguf", "llama", llama3_values("llama-bpe", ""))
+    assert translate(parse_bytes(data)) is None
 
 
 async def pieces(data: bytes) -> AsyncIterator[bytes]:

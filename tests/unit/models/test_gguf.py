@@ -22,7 +22,14 @@ from agent.models.gguf_encode import (
     encode_strings,
 )
 from agent.models.gguf_summary import parameter_size, summarise
-from tests.unit.models.ggufs import floats, llama_file, llama_tensors, llama_values, write_gguf
+from tests.unit.models.ggufs import (
+    Value,
+    floats,
+    llama_file,
+    llama_tensors,
+    llama_values,
+    write_gguf,
+)
 
 
 def test_block_sizes_agree_with_the_reference_package() -> None:
@@ -68,7 +75,7 @@ def test_a_summary_has_the_figures_planning_needs(tmp_path: Path) -> None:
 
 
 def test_layers_without_attention_have_no_key_value_heads(tmp_path: Path) -> None:
-    values = {
+    values: dict[str, Value] = {
         "q.block_count": 4, "q.attention.head_count": 8, "q.embedding_length": 64,
         "q.attention.head_count_kv": 2, "q.full_attention_interval": 4, "q.pooling_type": 3,
     }  # fmt: skip
@@ -100,6 +107,7 @@ def test_a_long_vocabulary_is_passed_over_quickly() -> None:
         "tokenizer.ggml.scores": encode_numbers(ValueType.FLOAT32, [0.0] * 151_000),
     }
     data = encode_header(values, (), 32)
+    header = parse_bytes(data)
     best = 1.0
     for _ in range(5):
         start = time.process_time()
@@ -159,7 +167,10 @@ def tensor(name: str, dims: list[int], kind: int, offset: int) -> bytes:
         (head(keys=1) + text("k") + struct.pack("<IIQ", 9, 77, 1), "unknown element type 77"),
         (head(keys=1) + text("k") + struct.pack("<IIQ", 9, 0, 1 << 62), "number of elements"),
         (head(keys=1) + text("k") + struct.pack("<IIQ", 9, 10, 1 << 20), "ends at byte"),
-        (head(keys=1) + text("k") + struct.pack("<IIQQ", 9, 8, 1, 1 << 40), "string of"),
+        (
+            head(keys=1) + text("k") + struct.pack("<IIQQ", 9, 8, 1, 1 << 40),
+            "length of a string",
+        ),
         (head(keys=1) + text("k") + struct.pack("<IIQQ", 9, 8, 5, 100), "ends at byte"),
         (head(keys=2) + 2 * (text("k") + struct.pack("<IB", 0, 1)), "appears twice"),
         (
