@@ -90,6 +90,8 @@ def plan(
         raise CreateRejected("invalid model name") from None
     if request.quantize:
         raise NotAvailable("quantizing at create is not available in this release")
+    if request.from_ and request.files:
+        raise CreateRejected("give 'from' or 'files', not both")
     if request.from_:
         made = _from_model(store, name, request)
     elif request.files:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import time
@@ -15,9 +16,12 @@ import trio
 
 from agent.inference.errors import NotAvailable
 from agent.inference.request import Message, ToolCall
+from agent.models import store
 from agent.models.catalog import Catalog
 from agent.models.create_request import CreateRequest, create_request_from_modelfile
 from agent.models.errors import (
+    BlobNotFound,
+    CreateFailed,
     CreateRejected,
     DigestMismatch,
     DiskFull,
@@ -190,6 +194,7 @@ async def test_a_bad_template_is_refused_with_its_reason(
     [
         (CreateRequest(model="a b", from_="tiny"), "invalid model name"),
         (CreateRequest(model="m"), "neither 'from' or 'files' was specified"),
+        (CreateRequest(model="m", from_="tiny", files={"a": "b"}), "'from' or 'files', not both"),
         (CreateRequest(model="m", files={"/abs.gguf": "sha256:" + "0" * 64}), "must be relative"),
         (CreateRequest(model="m", files={"a/../../b": "sha256:" + "0" * 64}), "must be relative"),
         (CreateRequest(model="m", files={"a.gguf": "sha256:12"}), "invalid digest format"),
@@ -551,3 +556,27 @@ async def test_the_same_upload_twice_at_once_is_one_blob(
     (blob,) = (settings.models / "blobs").iterdir()
     assert blob.read_bytes() == data
     assert list((settings.home / "incoming").iterdir()) == []
+
+
+async def test_a_blob_that_vanished_is_noticed_by_the_next_resolve(
+    catalog: Catalog, tmp_path: Path
+) -> None:
+    digest = await tiny(catalog, tmp_path)
+    model = await catalog.resolve("tiny")
+    model.weights_path.unlink()
+    with pytest.raises(BlobNotFound, match=digest):
+        await catalog.resolve("tiny")
+
+
+async def test_another_agent_on_the_store_is_waited_for(
+    catalog: Catalog, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await tiny(catalog, tmp_path)
+    monkeypatch.setattr(store, "LOCK_WAIT_S", 0.0)
+    with (settings.models / ".llamesh.lock").open("ab") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(TimeoutError, match="another agent"):
+            await catalog.delete("tiny")
+        with pytest.raises(CreateFailed, match="another agent"):
+            await create(catalog, CreateRequest(model="child", from_="tiny"))
+    await catalog.delete("tiny")

@@ -329,8 +329,9 @@ async def test_the_store_keeps_the_blob_and_serves_a_translated_copy(
     again = await Catalog(settings).resolve("olmo")
     assert again.weights_path.stat().st_mtime_ns == made, "the copy is made once"
 
-    again.weights_path.unlink()
+    again.weights_path.rename(again.weights_path.with_suffix(".gguf.0123.part"))
     assert (await catalog.resolve("olmo")).weights_path.exists(), "a lost copy is made again"
+    assert len(list((settings.home / "translated").iterdir())) == 1, "leftovers are removed"
     blob = settings.models / "blobs" / sha256(data).replace(":", "-")
     assert blob.read_bytes() == data
     await catalog.delete("olmo")

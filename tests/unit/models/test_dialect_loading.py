@@ -83,7 +83,44 @@ def mistral3() -> tuple[dict[str, Value], dict[str, np.ndarray]]:
     return keys("mistral3"), {"v.x.weight": floats(5), **attention_blocks(32)}
 
 
-@pytest.mark.parametrize("build", [olmo3, qwen25vl, mistral3])
+def gptoss() -> tuple[dict[str, Value], dict[str, np.ndarray]]:
+    tensors = attention_blocks(32)
+    for name in ("gate", "up", "down"):
+        del tensors[f"blk.0.ffn_{name}.weight"]
+        tensors[f"blk.0.ffn_{name}_exps.bias"] = floats(2, 32 if name == "down" else 64)
+    tensors["blk.0.ffn_gate_exps.weight"] = floats(2, 64, 32)
+    tensors["blk.0.ffn_up_exps.weight"] = floats(2, 64, 32)
+    tensors["blk.0.ffn_down_exps.weight"] = floats(2, 32, 64)
+    tensors["blk.0.ffn_gate_inp.weight"] = floats(2, 32)
+    tensors["blk.0.ffn_gate_inp.bias"] = floats(2)
+    tensors["blk.0.attn_out.weight"] = tensors.pop("blk.0.attn_output.weight")
+    for name, width in (("q", 32), ("k", 32), ("v", 32), ("out", 32)):
+        tensors[f"blk.0.attn_{name}.bias"] = floats(width)
+    tensors["blk.0.attn_sinks"] = floats(2)
+    more: dict[str, Value] = {
+        "gptoss.expert_count": 2,
+        "gptoss.expert_used_count": 1,
+        "gptoss.attention.sliding_window": 16,
+    }
+    return keys("gptoss", **more), tensors
+
+
+def gemma3() -> tuple[dict[str, Value], dict[str, np.ndarray]]:
+    tensors = {"v.tower.weight": floats(6), **attention_blocks(32)}
+    del tensors["output.weight"]
+    for name, width in (
+        ("attn_q_norm", 16),
+        ("attn_k_norm", 16),
+        ("post_attention_norm", 32),
+        ("post_ffw_norm", 32),
+    ):
+        tensors[f"blk.0.{name}.weight"] = floats(width)
+    values = keys("gemma3", **{"gemma3.attention.sliding_window": 16})
+    del values["gemma3.attention.layer_norm_rms_epsilon"], values["gemma3.rope.freq_base"]
+    return values, tensors
+
+
+@pytest.mark.parametrize("build", [olmo3, qwen25vl, mistral3, gptoss, gemma3])
 def test_a_translated_file_loads_where_the_original_does_not(build, tmp_path: Path) -> None:
     values, tensors = build()
     original = tmp_path / "dialect.gguf"
