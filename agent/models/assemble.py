@@ -26,6 +26,7 @@ from agent.models.manifest import (
     Manifest,
     ModelConfig,
     decode_config,
+    decode_json,
     parse_digest,
 )
 from agent.models.store import Store, StoredManifest
@@ -127,7 +128,7 @@ def read_parameters(store: Store, manifest: Manifest) -> dict[str, OptionValue]:
     merged: dict[str, OptionValue] = {}
     for text in read_texts(store, manifest, PARAMETERS_TYPE):
         try:
-            merged |= _parameters.decode(text)
+            merged |= decode_json(_parameters, text)
         except ValueError as error:
             raise UnusableModel(f"the parameters layer is unreadable: {error}") from error
     return merged
@@ -138,7 +139,7 @@ def read_messages(store: Store, manifest: Manifest) -> tuple[Message, ...]:
     found: list[Message] = []
     for text in read_texts(store, manifest, MESSAGES_TYPE):
         try:
-            stored = _messages.decode(text)
+            stored = decode_json(_messages, text)
         except ValueError as error:
             raise UnusableModel(f"the messages layer is unreadable: {error}") from error
         found.extend(message.message() for message in stored)

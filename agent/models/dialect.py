@@ -9,6 +9,7 @@ Ollama's own load-time compatibility layer treats them.
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass
 from typing import Final
 
@@ -42,7 +43,7 @@ from agent.models.dialect_steps import (
     token_is,
     uint32,
 )
-from agent.models.errors import UntranslatableDialect
+from agent.models.errors import InvalidGguf, UntranslatableDialect
 from agent.models.gguf import GgufHeader
 from agent.models.gguf_encode import encode_header
 
@@ -371,14 +372,17 @@ def translate(header: GgufHeader) -> Translation | None:
     """The translation a file needs; None for a file that llama.cpp loads as it is.
 
     Raises UntranslatableDialect, which names the equivalent model, when the family is known but
-    its data would have to change.
+    its data would have to change, and InvalidGguf for values out of range.
     """
     draft = Draft(header)
     family = next((family for family in FAMILIES if _matches(family, draft)), None)
     if family is None:
         return None
     for step in family.steps:
-        refusal = step.apply(draft)
+        try:
+            refusal = step.apply(draft)
+        except (struct.error, OverflowError, ValueError) as error:
+            raise InvalidGguf(f"a key has a value that no such model has: {error}") from error
         if refusal is not None:
             raise UntranslatableDialect(
                 f"this file is in Ollama's own '{family.architecture}' format and cannot be "

@@ -12,8 +12,15 @@ import pytest
 from agent.models.catalog import Catalog
 from agent.models.create_request import CreateRequest
 from agent.models.dialect import FAMILIES, Translation, translate
-from agent.models.errors import UntranslatableDialect, UnusableModel
-from agent.models.gguf import GgufHeader, parse_bytes
+from agent.models.errors import InvalidGguf, UntranslatableDialect, UnusableModel
+from agent.models.gguf import GgufHeader, ValueType, parse_bytes
+from agent.models.gguf_encode import (
+    TensorSpec,
+    encode_header,
+    encode_numbers,
+    encode_scalar,
+    encode_strings,
+)
 from agent.settings import Settings
 from tests.unit.models.ggufs import (
     Value,
@@ -287,6 +294,41 @@ def test_early_llama3_uploads_get_their_tokenizer_and_end_of_turn(tmp_path: Path
 def test_a_llama3_base_model_is_left_alone(tmp_path: Path) -> None:
     data = write_gguf(tmp_path / "b.gguf", "llama", llama3_values("llama-bpe", ""))
     assert translate(parse_bytes(data)) is None
+
+
+@pytest.mark.parametrize("architecture", sorted({family.architecture for family in FAMILIES}))
+def test_strange_values_raise_nothing_but_known_errors(tmp_path: Path, architecture: str) -> None:
+    names = (
+        "attention.head_count_kv", "rope.dimension_sections", "rope.mrope_section",
+        "attention.kv_lora_rank", "rope.dimension_count", "attention.key_length",
+    )  # fmt: skip
+    tensors = (
+        TensorSpec("token_embd.weight", (3, 2), 0), TensorSpec("dense.0.weight", (3, 2), 0),
+        TensorSpec("per_layer_token_embd.weight", (3, 1), 0), TensorSpec("v.x", (3,), 0),
+        TensorSpec("blk.0.ssm_dt", (1,), 0),
+    )  # fmt: skip
+    for value in (
+        encode_numbers(ValueType.FLOAT32, [float("nan")] * 3),
+        encode_numbers(ValueType.FLOAT64, [float("inf")] * 3),
+        encode_numbers(ValueType.UINT64, [2**64 - 1] * 3),
+        encode_numbers(ValueType.INT64, [-(2**63)] * 3),
+        encode_numbers(ValueType.UINT8, []),
+        encode_strings([b"x", b"\xff", b""]),
+        encode_scalar(ValueType.UINT64, 2**64 - 1),
+        encode_scalar(ValueType.INT64, -1),
+        encode_scalar(ValueType.STRING, "text"),
+    ):
+        values = {f"{architecture}.{name}": value for name in names}
+        for name in ("token_type", "eos_token_ids", "tokens", "precompiled_charsmap", "scores"):
+            values[f"tokenizer.ggml.{name}"] = value
+        values["general.architecture"] = encode_scalar(ValueType.STRING, architecture)
+        data = encode_header(values, tensors, 32) + bytes(5 * 32)
+        try:
+            translation = translate(parse_bytes(data))
+        except (InvalidGguf, UntranslatableDialect):
+            continue
+        if translation is not None:
+            parse_bytes(applied(data, translation))
 
 
 async def pieces(data: bytes) -> AsyncIterator[bytes]:
