@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, cast
 
 import msgspec
 
 from agent.inference.options import OptionValue
-from agent.inference.request import Message
+from agent.inference.request import JsonValue, Message, ToolCall
 from agent.models.capabilities import TemplateSource, find_capabilities
 from agent.models.errors import UnusableModel
 from agent.models.gguf_summary import parameter_size
@@ -26,6 +26,7 @@ from agent.models.manifest import (
     Manifest,
     ModelConfig,
     decode_config,
+    decode_json,
     parse_digest,
 )
 from agent.models.store import Store, StoredManifest
@@ -34,11 +35,67 @@ from agent.models.weights import WeightsIndex
 TEXT_LAYER_LIMIT_BYTES: Final = 16 * 1024 * 1024
 
 
-class StoredMessage(msgspec.Struct, frozen=True):
-    """One entry of the messages layer."""
+class StoredFunction(msgspec.Struct, frozen=True):
+    name: str
+    arguments: msgspec.Raw = msgspec.Raw(b"{}")
+
+
+class StoredToolCall(msgspec.Struct, frozen=True, omit_defaults=True):
+    function: StoredFunction
+    id: str = ""
+
+
+class StoredMessage(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """One entry of the messages layer, in the wire form of a chat; images are base64."""
 
     role: str
     content: str = ""
+    thinking: str = ""
+    images: tuple[bytes, ...] | None = ()
+    tool_calls: tuple[StoredToolCall, ...] | None = ()
+    tool_name: str = ""
+    tool_call_id: str = ""
+
+    @classmethod
+    def of(cls, message: Message) -> StoredMessage:
+        return cls(
+            role=message.role,
+            content=message.content,
+            thinking=message.thinking,
+            images=message.images,
+            tool_calls=tuple(
+                StoredToolCall(
+                    StoredFunction(call.name, msgspec.Raw(msgspec.json.encode(call.arguments))),
+                    call.id,
+                )
+                for call in message.tool_calls
+            ),
+            tool_name=message.tool_name,
+            tool_call_id=message.tool_call_id,
+        )
+
+    def message(self) -> Message:
+        return Message(
+            role=self.role,
+            content=self.content,
+            thinking=self.thinking,
+            images=self.images or (),
+            tool_calls=tuple(
+                ToolCall(
+                    name=call.function.name,
+                    arguments=_arguments(call.function.arguments),
+                    id=call.id,
+                )
+                for call in self.tool_calls or ()
+            ),
+            tool_name=self.tool_name,
+            tool_call_id=self.tool_call_id,
+        )
+
+
+def _arguments(raw: msgspec.Raw) -> dict[str, JsonValue]:
+    document = msgspec.json.decode(raw)
+    return cast("dict[str, JsonValue]", document) if isinstance(document, dict) else {}
 
 
 _messages = msgspec.json.Decoder(tuple[StoredMessage, ...])
@@ -71,7 +128,7 @@ def read_parameters(store: Store, manifest: Manifest) -> dict[str, OptionValue]:
     merged: dict[str, OptionValue] = {}
     for text in read_texts(store, manifest, PARAMETERS_TYPE):
         try:
-            merged |= _parameters.decode(text)
+            merged |= decode_json(_parameters, text)
         except ValueError as error:
             raise UnusableModel(f"the parameters layer is unreadable: {error}") from error
     return merged
@@ -82,10 +139,10 @@ def read_messages(store: Store, manifest: Manifest) -> tuple[Message, ...]:
     found: list[Message] = []
     for text in read_texts(store, manifest, MESSAGES_TYPE):
         try:
-            stored = _messages.decode(text)
+            stored = decode_json(_messages, text)
         except ValueError as error:
             raise UnusableModel(f"the messages layer is unreadable: {error}") from error
-        found.extend(Message(role=message.role, content=message.content) for message in stored)
+        found.extend(message.message() for message in stored)
     return tuple(found)
 
 

@@ -143,11 +143,15 @@ class Catalog:
                 yield CreateProgress(status=f"{verb} layer {digest}")
             yield CreateProgress(status="writing manifest")
             async with self._store.lock:
-                await in_thread(creation.commit, self._store, made)
+                await in_thread(self._commit, made)
         except OSError as error:
             raise CreateFailed(f"the store could not be written: {error}") from error
         log.info("model_created", model=made.name.full)
         yield CreateProgress(status="success")
+
+    def _commit(self, made: creation.Plan) -> None:
+        with self._store.exclusive():
+            creation.commit(self._store, made)
 
     def _find(self, parsed: ModelName, name: str) -> StoredManifest:
         found = self._store.find_name(parsed)
@@ -195,24 +199,26 @@ class Catalog:
         return describe(self._store, stored, model, verbose=verbose)
 
     def _copy(self, old: ModelName, new: ModelName, source: str) -> None:
-        stored = self._find(old, source)
-        target = self._store.find_name(new) or new
-        if target == stored.name:
-            return
-        # The bytes as they are, so that the copy has the same digest.
-        self._store.write_manifest(target, stored.path.read_bytes())
+        with self._store.exclusive():
+            stored = self._find(old, source)
+            target = self._store.find_name(new) or new
+            if target == stored.name:
+                return
+            # The bytes as they are, so that the copy has the same digest.
+            self._store.write_manifest(target, stored.path.read_bytes())
         log.info("model_copied", source=stored.name.full, destination=target.full)
 
     def _delete(self, parsed: ModelName, name: str) -> None:
-        found = self._store.find_name(parsed)
-        if found is None:
-            raise ModelNotFound(name)
-        try:
-            stored = self._store.read_manifest(found)
-        except UnusableModel:
-            stored = None
-        if not self._store.delete_manifest(found):
-            raise ModelNotFound(name)
+        with self._store.exclusive():
+            found = self._store.find_name(parsed)
+            if found is None:
+                raise ModelNotFound(name)
+            try:
+                stored = self._store.read_manifest(found)
+            except UnusableModel:
+                stored = None
+            if not self._store.delete_manifest(found):
+                raise ModelNotFound(name)
         for layer in stored.manifest.layers if stored else ():
             digest = Digest(layer.digest)
             if not self._store.has_blob(digest):

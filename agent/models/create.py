@@ -90,6 +90,8 @@ def plan(
         raise CreateRejected("invalid model name") from None
     if request.quantize:
         raise NotAvailable("quantizing at create is not available in this release")
+    if request.from_ and request.files:
+        raise CreateRejected("give 'from' or 'files', not both")
     if request.from_:
         made = _from_model(store, name, request)
     elif request.files:
@@ -122,7 +124,7 @@ def commit(store: Store, made: Plan) -> None:
         schema_version=2,
         media_type=MANIFEST_TYPE,
         config=Layer(CONFIG_TYPE, digest, len(data)),
-        layers=tuple(layers),
+        layers_=tuple(layers),
     )
     try:
         store.write_manifest(store.find_name(made.name) or made.name, encode_manifest(manifest))
@@ -251,7 +253,7 @@ def _add_adapter(store: Store, weights: WeightsIndex, made: Plan, request: Creat
 def _replace_texts(
     store: Store, made: Plan, request: CreateRequest, validate: ValidateTemplate
 ) -> None:
-    base = Manifest(schema_version=2, layers=tuple(made.layers))
+    base = Manifest(schema_version=2, layers_=tuple(made.layers))
     if request.template:
         try:
             validate(request.template)
@@ -273,7 +275,7 @@ def _replace_texts(
         for message in request.messages:
             if message.role not in ROLES:
                 raise CreateRejected(f"message role must be one of {', '.join(ROLES)}")
-        stored = [StoredMessage(message.role, message.content) for message in request.messages]
+        stored = [StoredMessage.of(message) for message in request.messages]
         _replace(made, (MESSAGES_TYPE,), [msgspec.json.encode(stored)])
     if any(len(data) > TEXT_LAYER_LIMIT_BYTES for _, data in made.texts):
         raise CreateRejected(f"a text is longer than {TEXT_LAYER_LIMIT_BYTES} bytes")

@@ -9,6 +9,7 @@ Ollama's own load-time compatibility layer treats them.
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass
 from typing import Final
 
@@ -42,7 +43,7 @@ from agent.models.dialect_steps import (
     token_is,
     uint32,
 )
-from agent.models.errors import UntranslatableDialect
+from agent.models.errors import InvalidGguf, UntranslatableDialect
 from agent.models.gguf import GgufHeader
 from agent.models.gguf_encode import encode_header
 
@@ -168,12 +169,10 @@ FAMILIES: Final[tuple[Family, ...]] = (
             text_is("tokenizer.ggml.model", "llama"),
         ),
         steps=(
-            RefuseTensors(
-                ".ffn_gate_exps.weight",
-                "its mixture-of-experts weights would have to be joined, not only renamed",
-            ),
             SetText("tokenizer.ggml.model", "gemma4", replace=True),
             DropTensors(("a.", "v.", "mm.", "model.vision_tower.")),
+            # Separate gate and up experts load as they are; only this scale has another name.
+            RenameTensors(".ffn_gate_inp.per_expert_scale", ".ffn_down_exps.scale", suffix=True),
         ),
         hub="hf.co/ggml-org/gemma-4-E4B-it-GGUF",
     ),
@@ -307,7 +306,11 @@ FAMILIES: Final[tuple[Family, ...]] = (
                 and token_is(128_006, "<|start_header_id|>")(draft)
                 and (
                     draft.text("tokenizer.ggml.pre") in (None, "", "default")
-                    or draft.header.integer("tokenizer.ggml.eos_token_id") == 128_001
+                    or (
+                        # A base model's texts do end with the end of text.
+                        draft.header.integer("tokenizer.ggml.eos_token_id") == 128_001
+                        and "<|eot_id|>" in (draft.text("tokenizer.chat_template") or "")
+                    )
                 )
             ),
         ),
@@ -328,6 +331,12 @@ FAMILIES: Final[tuple[Family, ...]] = (
         ),
         steps=(SetText("clip.projector_type", "mlp"),),
         hub="hf.co/mys/ggml_llava-v1.5-7b",
+    ),
+    Family(
+        architecture="nemotron_h_omni",
+        markers=(_always,),
+        steps=(RefuseTensors("", "its parts for text, pictures and sound are in one file"),),
+        hub="hf.co/unsloth/NVIDIA-Nemotron-3-Nano-30B-A3B-GGUF",
     ),
     Family(
         architecture="glmocr",
@@ -363,14 +372,17 @@ def translate(header: GgufHeader) -> Translation | None:
     """The translation a file needs; None for a file that llama.cpp loads as it is.
 
     Raises UntranslatableDialect, which names the equivalent model, when the family is known but
-    its data would have to change.
+    its data would have to change, and InvalidGguf for values out of range.
     """
     draft = Draft(header)
     family = next((family for family in FAMILIES if _matches(family, draft)), None)
     if family is None:
         return None
     for step in family.steps:
-        refusal = step.apply(draft)
+        try:
+            refusal = step.apply(draft)
+        except (struct.error, OverflowError, ValueError) as error:
+            raise InvalidGguf(f"a key has a value that no such model has: {error}") from error
         if refusal is not None:
             raise UntranslatableDialect(
                 f"this file is in Ollama's own '{family.architecture}' format and cannot be "

@@ -13,6 +13,7 @@ import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
+from itertools import repeat
 from typing import Final
 
 from agent.models.errors import InvalidGguf
@@ -33,6 +34,7 @@ ARRAY_LIMIT: Final = 16 * 1024 * 1024
 DIMENSION_LIMIT: Final = 4
 ALIGNMENT_LIMIT: Final = 1 << 20
 _FIRST_READ_BYTES: Final = 1 << 20
+_STRING_BLOCK: Final = 512
 
 ReadAt = Callable[[int, int], bytes]
 """``read_at(offset, length)`` returns up to ``length`` bytes, fewer only at the end of the file."""
@@ -287,29 +289,26 @@ class _Cursor:
         return self.take(length, what).decode("utf-8", "replace")
 
     def skip_strings(self, count: int, what: str) -> None:
-        """Pass over ``count`` strings; the loop is tight because vocabularies are long."""
+        """Pass over ``count`` strings, in blocks: vocabularies are long, the inner loop tight."""
         unpack = _U64.unpack_from
         remaining = count
         while remaining:
-            self.need(8, what)
+            block = min(remaining, _STRING_BLOCK)
             data, position = self._data, self.position
-            last = len(data) - 8
-            while remaining and position <= last:
-                (length,) = unpack(data, position)
-                after = position + 8 + length
-                if after > last + 8:
-                    break
-                position = after
-                remaining -= 1
-            self.position = position
-            if remaining:
-                self.need(8, what)
-                (length,) = unpack(self._data, self.position)
-                if length > STRING_LIMIT_BYTES:
-                    raise InvalidGguf(
-                        f"a string of {length} bytes in {what} exceeds {STRING_LIMIT_BYTES} bytes"
-                    )
-                self.need(8 + length, what)
+            try:
+                for _ in repeat(None, block):
+                    position += 8 + unpack(data, position)[0]
+            except (struct.error, OverflowError):
+                position = len(data) + 1
+            if position <= len(data):
+                self.position = position
+            else:
+                # The block reaches beyond what was read, or lies about a length.
+                for _ in range(block):
+                    length = self.bounded(STRING_LIMIT_BYTES, f"the length of a string in {what}")
+                    self.need(length, what)
+                    self.position += length
+            remaining -= block
 
 
 def _value(cursor: _Cursor, key: str) -> GgufValue:

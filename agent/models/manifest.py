@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import re
-from typing import Final, NewType
+from typing import Final, NewType, TypeVar
 
 import msgspec
 
 from agent.models.errors import InvalidDigest
 
+Document = TypeVar("Document")
 Digest = NewType("Digest", str)
 """``sha256:`` and 64 lower-case hex digits."""
 
@@ -52,7 +53,12 @@ class Manifest(msgspec.Struct, frozen=True):
     schema_version: int = msgspec.field(name="schemaVersion")
     media_type: str = msgspec.field(name="mediaType", default=MANIFEST_TYPE)
     config: Layer | None = None
-    layers: tuple[Layer, ...] = ()
+    layers_: tuple[Layer, ...] | None = msgspec.field(name="layers", default=())
+    """None where Go wrote an empty list as null; read ``layers``."""
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        return self.layers_ or ()
 
     @property
     def blobs(self) -> tuple[Layer, ...]:
@@ -69,7 +75,7 @@ class Manifest(msgspec.Struct, frozen=True):
 
 class RootFilesystem(msgspec.Struct, frozen=True):
     type: str = "layers"
-    diff_ids: tuple[str, ...] = ()
+    diff_ids: tuple[str, ...] | None = ()
 
 
 class ModelConfig(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
@@ -103,7 +109,7 @@ _config_decoder = msgspec.json.Decoder(ModelConfig)
 
 def decode_manifest(data: bytes) -> Manifest:
     """Raises ValueError (msgspec's errors are some) for anything that is no such manifest."""
-    manifest = _manifest_decoder.decode(data)
+    manifest = decode_json(_manifest_decoder, data)
     if manifest.schema_version != 2:
         raise ValueError(f"manifest schema version {manifest.schema_version} is not supported")
     for layer in manifest.blobs:
@@ -122,7 +128,15 @@ def encode_manifest(manifest: Manifest) -> bytes:
 
 def decode_config(data: bytes) -> ModelConfig:
     """Raises ValueError when the bytes are no config blob."""
-    return _config_decoder.decode(data)
+    return decode_json(_config_decoder, data)
+
+
+def decode_json(decoder: msgspec.json.Decoder[Document], data: bytes | str) -> Document:
+    """``decoder.decode`` that raises nothing but ValueError, however deep the nesting."""
+    try:
+        return decoder.decode(data)
+    except RecursionError:
+        raise ValueError("JSON is nested too deeply") from None
 
 
 def encode_config(config: ModelConfig) -> bytes:

@@ -9,6 +9,7 @@ all changes of manifests. Nothing is removed that an unreadable manifest might s
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import os
 import secrets
@@ -40,6 +41,9 @@ WRITE_CHUNK_BYTES: Final = 1 << 20
 """Uploads are gathered to this size before a thread writes them."""
 STALE_UPLOAD_S: Final = 24 * 3600.0
 """Unfinished files older than this, left by a crash, are removed at the start."""
+
+LOCK_WAIT_S: Final = 10.0
+LOCK_POLL_S: Final = 0.005
 
 log = structlog.get_logger()
 
@@ -139,6 +143,26 @@ class Store:
         return True
 
     # Manifests.
+
+    @contextmanager
+    def exclusive(self) -> Generator[None]:
+        """Keeps other agents on the same store from changing manifests meanwhile.
+
+        Raises TimeoutError when one of them holds the lock for LOCK_WAIT_S.
+        """
+        self._blobs.mkdir(parents=True, exist_ok=True)
+        path = self._blobs.parent / ".llamesh.lock"
+        deadline = time.monotonic() + LOCK_WAIT_S
+        with path.open("ab") as file:
+            while True:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() > deadline:
+                        raise TimeoutError(f"another agent holds {path}") from None
+                    time.sleep(LOCK_POLL_S)
+            yield
 
     def manifest_path(self, name: ModelName) -> Path:
         return self._manifests / name.host / name.namespace / name.model / name.tag

@@ -20,7 +20,7 @@ import msgspec
 import structlog
 
 from agent.models.dialect import DIALECT_VERSION, Translation, translate
-from agent.models.errors import DiskFull, UntranslatableDialect
+from agent.models.errors import BlobNotFound, DiskFull, UntranslatableDialect
 from agent.models.gguf import parse_bytes
 from agent.models.gguf_summary import summarise
 from agent.models.installed import GgufSummary
@@ -84,17 +84,21 @@ class WeightsIndex:
     def ensure(self, digest: Digest) -> Path:
         """The loadable file, translated first if need be.
 
-        Raises UntranslatableDialect, DiskFull, BlobNotFound or InvalidGguf.
+        One call at a time: a translation removes what an unfinished one left behind. Raises
+        UntranslatableDialect, DiskFull, BlobNotFound or InvalidGguf.
         """
         known = self.read(digest)
         if known.refusal:
             raise UntranslatableDialect(known.refusal)
         path = self.path(digest)
-        if known.translated and not path.exists():
-            translation = translate(self._store.read_header(digest))
-            if translation is not None:
-                _write_copy(self._store.blob_path(digest), translation, path)
-                log.info("weights_translated", blob=digest, architecture=translation.architecture)
+        if path.exists():
+            return path
+        translation = translate(self._store.read_header(digest)) if known.translated else None
+        if translation is None:
+            raise BlobNotFound(digest)
+        self._sweep(digest)
+        _write_copy(self._store.blob_path(digest), translation, path)
+        log.info("weights_translated", blob=digest, architecture=translation.architecture)
         return path
 
     def forget(self, digest: Digest) -> None:
@@ -102,6 +106,13 @@ class WeightsIndex:
         with self._lock:
             self._known.pop(digest, None)
         for path in (self._index_path(digest), self._copy_path(digest)):
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
+
+    def _sweep(self, digest: Digest) -> None:
+        """Remove what a crash left of earlier copies, and copies by older rules."""
+        older = f"{digest.removeprefix('sha256:')}-d*.gguf"
+        for path in (*self._translated.glob("*.part"), *self._translated.glob(older)):
             with suppress(OSError):
                 path.unlink(missing_ok=True)
 

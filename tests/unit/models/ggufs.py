@@ -45,11 +45,11 @@ def floats(*shape: int, seed: int = 1) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
-def llama_values(blocks: int = 2, **extra: Value) -> dict[str, Value]:
+def llama_values(**extra: Value) -> dict[str, Value]:
     return {
         "llama.context_length": 128,
         "llama.embedding_length": 16,
-        "llama.block_count": blocks,
+        "llama.block_count": 2,
         "llama.attention.head_count": 4,
         "llama.attention.head_count_kv": 2,
         "llama.attention.layer_norm_rms_epsilon": 1e-6,

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import time
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
 
 from agent.inference.errors import NotAvailable
-from agent.inference.request import Message
+from agent.inference.request import Message, ToolCall
+from agent.models import store
 from agent.models.catalog import Catalog
 from agent.models.create_request import CreateRequest, create_request_from_modelfile
 from agent.models.errors import (
+    BlobNotFound,
+    CreateFailed,
     CreateRejected,
     DigestMismatch,
     DiskFull,
@@ -51,7 +57,7 @@ async def create(catalog: Catalog, request: CreateRequest) -> list[str]:
     return [progress.status async for progress in catalog.create(request)]
 
 
-async def tiny(catalog: Catalog, tmp_path: Path, name: str = "tiny", **more: object) -> str:
+async def tiny(catalog: Catalog, tmp_path: Path, name: str = "tiny", **more: Any) -> str:
     digest = await upload(catalog, llama_file(tmp_path / "tiny.gguf"))
     await create(catalog, CreateRequest(model=name, files={"tiny.gguf": digest}, **more))
     return digest
@@ -161,7 +167,9 @@ async def test_the_same_template_again_is_no_override(
 ) -> None:
     await tiny(catalog, tmp_path)
     assert not (await catalog.resolve("tiny")).template_overridden
-    await create(catalog, CreateRequest(model="tiny", from_="tiny", info={"llamesh.template": "go"}))
+    await create(
+        catalog, CreateRequest(model="tiny", from_="tiny", info={"llamesh.template": "go"})
+    )
     assert (await catalog.resolve("tiny")).template_source == "go"
     with pytest.raises(CreateRejected, match="auto, go, jinja"):
         await create(
@@ -169,13 +177,15 @@ async def test_the_same_template_again_is_no_override(
         )
 
 
-async def test_a_bad_template_is_refused_with_its_reason(settings: Settings, tmp_path: Path) -> None:
+async def test_a_bad_template_is_refused_with_its_reason(
+    settings: Settings, tmp_path: Path
+) -> None:
     def validate(text: str) -> None:
         raise ValueError(f"unclosed action in {text}")
 
     catalog = Catalog(settings, validate_template=validate)
     await tiny(catalog, tmp_path)
-    with pytest.raises(CreateRejected, match="^template error: unclosed action"):
+    with pytest.raises(CreateRejected, match=r"^template error: unclosed action"):
         await create(catalog, CreateRequest(model="t", from_="tiny", template="{{"))
 
 
@@ -184,6 +194,7 @@ async def test_a_bad_template_is_refused_with_its_reason(settings: Settings, tmp
     [
         (CreateRequest(model="a b", from_="tiny"), "invalid model name"),
         (CreateRequest(model="m"), "neither 'from' or 'files' was specified"),
+        (CreateRequest(model="m", from_="tiny", files={"a": "b"}), "'from' or 'files', not both"),
         (CreateRequest(model="m", files={"/abs.gguf": "sha256:" + "0" * 64}), "must be relative"),
         (CreateRequest(model="m", files={"a/../../b": "sha256:" + "0" * 64}), "must be relative"),
         (CreateRequest(model="m", files={"a.gguf": "sha256:12"}), "invalid digest format"),
@@ -311,8 +322,10 @@ async def test_the_list_is_newest_first_and_survives_a_broken_model(
     (manifests / "broken").mkdir()
     (manifests / "broken/latest").write_text('{"schemaVersion": 2, "layers": "no"}')
     (manifests / "gone").mkdir()
-    text = (manifests / "old/latest").read_text().replace(
-        sha256((tmp_path / "tiny.gguf").read_bytes()), "sha256:" + "0" * 64
+    text = (
+        (manifests / "old/latest")
+        .read_text()
+        .replace(sha256((tmp_path / "tiny.gguf").read_bytes()), "sha256:" + "0" * 64)
     )
     (manifests / "gone/latest").write_text(text)
     assert [model.name.short for model in await catalog.list()] == ["new:latest", "old:latest"]
@@ -388,15 +401,14 @@ async def test_a_create_left_halfway_changes_nothing(catalog: Catalog, tmp_path:
     assert await catalog.resolve("tiny") is before
 
 
-async def test_a_layer_removed_during_a_create_is_noticed(
-    catalog: Catalog, tmp_path: Path
-) -> None:
+async def test_a_layer_removed_during_a_create_is_noticed(catalog: Catalog, tmp_path: Path) -> None:
     await tiny(catalog, tmp_path)
     generator = catalog.create(CreateRequest(model="child", from_="tiny"))
+    while (await anext(generator)).status != "writing manifest":
+        pass
+    await catalog.delete("tiny")
     with pytest.raises(CreateRejected, match="removed while"):
-        async for progress in generator:
-            if progress.status == "writing manifest":
-                await catalog.delete("tiny")
+        await anext(generator)
     with pytest.raises(ModelNotFound):
         await catalog.resolve("child")
 
@@ -440,3 +452,131 @@ def test_a_modelfile_as_text_names_models_and_blobs_but_no_files() -> None:
     assert create_request_from_modelfile("m", f"FROM @{digest}").files == {"model-0.gguf": digest}
     with pytest.raises(CreateRejected, match="upload the file with POST /api/blobs"):
         create_request_from_modelfile("m", "FROM ./model.gguf")
+
+
+async def test_messages_keep_everything_they_carry(catalog: Catalog, tmp_path: Path) -> None:
+    messages = (
+        Message(role="user", content="look", images=(b"\x00\xff",)),
+        Message(
+            role="assistant", thinking="hm",
+            tool_calls=(ToolCall(name="f", arguments={"a": [1, {"b": None}]}, id="c1"),),
+        ),
+        Message(role="tool", content="3", tool_name="f", tool_call_id="c1"),
+    )  # fmt: skip
+    await tiny(catalog, tmp_path, messages=messages)
+    assert (await catalog.resolve("tiny")).messages == messages
+
+
+def assert_whole(settings: Settings) -> int:
+    """No manifest names a missing blob, and nothing is left half-written."""
+    count = 0
+    for path in (settings.models / "manifests").glob("*/*/*/*"):
+        manifest = json.loads(path.read_bytes())
+        for layer in (*manifest["layers"], manifest["config"]):
+            blob = settings.models / "blobs" / layer["digest"].replace(":", "-")
+            assert sha256(blob.read_bytes()) == layer["digest"]
+        count += 1
+    return count
+
+
+class Crash(BaseException):
+    """Stands for the process ending at once."""
+
+
+async def test_a_crash_at_any_sync_leaves_every_model_whole(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await tiny(Catalog(settings), tmp_path, system="old")
+    real = os.fsync
+    crashes = 0
+    for survived in range(100):
+        left = survived
+
+        def fsync(descriptor: int) -> None:
+            nonlocal left
+            left -= 1
+            if left < 0:
+                raise Crash
+            real(descriptor)
+
+        monkeypatch.setattr(os, "fsync", fsync)
+        request = CreateRequest(
+            model="tiny", from_="tiny", system=f"new {survived}", parameters={"seed": survived}
+        )
+        try:
+            await create(Catalog(settings), request)
+        except Crash:
+            crashes += 1
+            assert_whole(settings)
+        else:
+            break
+    assert crashes > 4
+    monkeypatch.undo()
+    assert assert_whole(settings) == 1
+    assert (await Catalog(settings).resolve("tiny")).system == f"new {crashes}"
+
+
+async def test_changes_at_the_same_time_leave_every_model_whole(
+    catalog: Catalog, settings: Settings, tmp_path: Path
+) -> None:
+    await tiny(catalog, tmp_path)
+
+    async def churn(number: int) -> None:
+        for turn in range(4):
+            name = f"m{(number + turn) % 3}"
+            with suppress(ModelNotFound, NotAvailable, CreateRejected):
+                if turn == 2:
+                    await catalog.delete(name)
+                else:
+                    await create(
+                        catalog, CreateRequest(model=name, from_="tiny", system=f"s{turn}")
+                    )
+
+    async with trio.open_nursery() as nursery:
+        for number in range(6):
+            nursery.start_soon(churn, number)
+    assert assert_whole(settings) >= 1
+    for model in await catalog.list():
+        assert (await catalog.resolve(model.name.full)).digest == model.digest
+
+
+async def test_the_same_upload_twice_at_once_is_one_blob(
+    catalog: Catalog, settings: Settings
+) -> None:
+    data = b"y" * 100_000
+
+    async def slowly() -> AsyncIterator[bytes]:
+        async for piece in pieces(data, 5000):
+            await trio.lowlevel.checkpoint()
+            yield piece
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(2):
+            nursery.start_soon(catalog.receive_blob, sha256(data), slowly(), len(data))
+    (blob,) = (settings.models / "blobs").iterdir()
+    assert blob.read_bytes() == data
+    assert list((settings.home / "incoming").iterdir()) == []
+
+
+async def test_a_blob_that_vanished_is_noticed_by_the_next_resolve(
+    catalog: Catalog, tmp_path: Path
+) -> None:
+    digest = await tiny(catalog, tmp_path)
+    model = await catalog.resolve("tiny")
+    model.weights_path.unlink()
+    with pytest.raises(BlobNotFound, match=digest):
+        await catalog.resolve("tiny")
+
+
+async def test_another_agent_on_the_store_is_waited_for(
+    catalog: Catalog, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await tiny(catalog, tmp_path)
+    monkeypatch.setattr(store, "LOCK_WAIT_S", 0.0)
+    with (settings.models / ".llamesh.lock").open("ab") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(TimeoutError, match="another agent"):
+            await catalog.delete("tiny")
+        with pytest.raises(CreateFailed, match="another agent"):
+            await create(catalog, CreateRequest(model="child", from_="tiny"))
+    await catalog.delete("tiny")
