@@ -368,7 +368,7 @@ class _Parser:
         if character == "b" and in_set:
             return ((0x08, 0x08),)
         if character in _CONTROL:
-            return ((_CONTROL[character],) * 2,)
+            return ((_CONTROL[character], _CONTROL[character]),)
         match character:
             case "x":
                 return self._hexadecimal(2)
