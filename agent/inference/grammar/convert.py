@@ -367,23 +367,20 @@ class _Converter:
             raise refuse(path, "format", f"{named!r} is not supported for numbers")
         if low is None and high is None:
             return self.grammar.define(any_integer()) if whole else self._json.number
-        places = 0 if whole else self._places(low, high, path)
+        places = 0 if whole else self._places(low, high)
         first = None if low is None else _units(low, places, above=low_open)
         last = None if high is None else -_units(high.copy_negate(), places, above=high_open)
         return self.grammar.define(between(self.grammar, first, last, places))
 
-    def _places(self, low: Decimal | None, high: Decimal | None, path: str) -> int:
-        """Digits after the point such that neighbours of a bound stay distinct as doubles."""
+    def _places(self, low: Decimal | None, high: Decimal | None) -> int:
+        """Digits after the point such that neighbours of a bound stay distinct as doubles.
+
+        Bounds with more digits are rounded inwards.
+        """
         bounds = [bound for bound in (low, high) if bound is not None]
         exact = max(max(0, -_exponent(bound)) for bound in bounds)
         whole = max(len(str(abs(int(bound)))) for bound in bounds)
-        if exact and exact + whole > SIGNIFICANT_DIGITS:
-            raise refuse(
-                path,
-                "minimum" if low is not None else "maximum",
-                f"has more than {SIGNIFICANT_DIGITS} significant digits",
-            )
-        return max(exact, min(6, SIGNIFICANT_DIGITS - whole), 0)
+        return max(0, min(max(exact, 6), SIGNIFICANT_DIGITS - whole))
 
     # Arrays
 

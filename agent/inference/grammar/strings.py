@@ -94,12 +94,27 @@ def one_of(ranges: Iterable[Range]) -> Expression:
     """One code point of a set, in its one spelling."""
     wanted = normalise(ranges)
     raw = intersect(wanted, _RAW.ranges)
-    escaped = [
-        Literal(_spelling(chr(code_point)))
-        for low, high in intersect(wanted, ((0x00, 0x1F), (0x22, 0x22), (0x5C, 0x5C)))
-        for code_point in range(low, high + 1)
+    letters: list[Range] = []
+    digits: dict[str, list[Range]] = {}
+    for low, high in intersect(wanted, ((0x00, 0x1F), (0x22, 0x22), (0x5C, 0x5C))):
+        for code_point in range(low, high + 1):
+            spelling = _spelling(chr(code_point))
+            last = ord(spelling[-1])
+            if len(spelling) == 2:
+                letters.append((last, last))
+            else:
+                digits.setdefault(spelling[1:-1], []).append((last, last))
+    # One backslash for all escapes: every option is a parse to follow.
+    escapes = [
+        *([Characters(normalise(letters))] if letters else []),
+        *(concatenate(Literal(u), Characters(normalise(last))) for u, last in digits.items()),
     ]
-    return choose([*([Characters(raw)] if raw else []), *escaped])
+    return choose(
+        [
+            *([Characters(raw)] if raw else []),
+            *([concatenate(Literal("\\"), choose(escapes))] if escapes else []),
+        ]
+    )
 
 
 def free_key(grammar: Grammar, taken: Iterable[str]) -> Expression:

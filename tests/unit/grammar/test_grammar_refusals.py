@@ -70,7 +70,6 @@ def test_an_unsupported_keyword_is_named_with_its_place(keyword: str) -> None:
         ({"minimum": 0, "exclusiveMinimum": True}, '"exclusiveMinimum"'),
         ({"minimum": float("nan")}, '"minimum"'),
         ({"minimum": 10**400}, '"minimum"'),
-        ({"minimum": 1234567890.1234567}, '"minimum"'),
         ({"properties": []}, '"properties"'),
         ({"properties": {"a": 3}}, "#/properties/a"),
         ({"required": "a"}, '"required"'),
