@@ -59,7 +59,7 @@ from agent.inference.grammar.numbers import (
 )
 from agent.inference.grammar.objects import ObjectShape
 from agent.inference.grammar.regex import compile_pattern, parse_pattern
-from agent.inference.grammar.strings import QUOTE, any_character, free_key, quoted
+from agent.inference.grammar.strings import QUOTE, any_character, any_of, free_key, quoted
 from agent.inference.request import JsonFormat, JsonValue, OutputFormat, SchemaFormat
 
 DEPTH_LIMIT: Final = 200
@@ -253,7 +253,9 @@ class _Converter:
             raise refuse(path, "enum", "must be a list")
         rest = {name: value for name, value in flat.items() if name != "enum"}
         options = [self._json.literal(value) for value in values if self._holds(value, rest, path)]
-        return choose(options)
+        texts = [option.text for option in options if isinstance(option, Literal)]
+        others = [option for option in options if not isinstance(option, Literal)]
+        return choose((any_of(self.grammar, texts), *others))
 
     def _holds(self, value: JsonValue, rest: Flat, path: str) -> bool:
         """Whether a fixed value satisfies the keywords next to ``enum``."""

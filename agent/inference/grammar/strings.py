@@ -39,6 +39,10 @@ _SHORT_ESCAPES: Final = {
 }
 
 
+_SHARING_DEPTH: Final = 16
+"""Branchings of a set of fixed texts that are shared; the rest is listed."""
+
+
 def _set(characters: str) -> Characters:
     return Characters(tuple((ord(c), ord(c)) for c in characters))
 
@@ -88,6 +92,29 @@ def _spelling(character: str) -> str:
         return short
     raw = character >= " " and not "\ud800" <= character <= "\udfff"
     return character if raw else f"\\u{ord(character):04x}"
+
+
+def any_of(grammar: Grammar, texts: Iterable[str], depth: int = 0) -> Expression:
+    """One of fixed texts, with common beginnings shared: each open option is a parse to follow."""
+    groups: dict[str, list[str]] = {}
+    for text in dict.fromkeys(texts):
+        groups.setdefault(text[:1], []).append(text)
+    options: list[Expression] = []
+    for group in groups.values():
+        if len(group) == 1 or depth == _SHARING_DEPTH:
+            options.extend(map(Literal, group))
+            continue
+        shared = _common_beginning(min(group), max(group))
+        rest = any_of(grammar, (text[len(shared) :] for text in group), depth + 1)
+        options.append(concatenate(Literal(shared), grammar.define(rest)))
+    return choose(options)
+
+
+def _common_beginning(first: str, last: str) -> str:
+    for index, character in enumerate(first):
+        if last[index : index + 1] != character:
+            return first[:index]
+    return first
 
 
 def one_of(ranges: Iterable[Range]) -> Expression:

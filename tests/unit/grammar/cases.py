@@ -547,4 +547,106 @@ CASES = (
         ),
         ({}, {"b": None}),
     ),
+    Case(
+        "uri",
+        {"type": "string", "format": "uri", "minLength": 1, "maxLength": 2083},
+        ("https://example.com", "http://a.b:80/c/d?e=f#g"),
+        ("example.com", "https://", "https://a b"),
+    ),
+    Case(
+        "ipv6",
+        {"type": "string", "format": "ipv6"},
+        ("2001:db8:0:0:0:0:0:1",),
+        ("1:2", "g:0:0:0:0:0:0:1"),
+    ),
+    Case(
+        "a model as Pydantic describes it",
+        {
+            "$defs": {
+                "Address": _object(
+                    {
+                        "street": {"title": "Street", "type": "string"},
+                        "zip": {"pattern": "^[0-9]{5}$", "type": "string"},
+                    },
+                    "street",
+                    "zip",
+                    title="Address",
+                ),
+                "Role": {"enum": ["admin", "user"], "title": "Role", "type": "string"},
+            },
+            "description": "A person.",
+            "title": "Person",
+            **_object(
+                {
+                    "name": {"title": "Name", "type": "string", "minLength": 1},
+                    "age": {
+                        "anyOf": [{"type": "integer", "minimum": 0}, {"type": "null"}],
+                        "default": None,
+                    },
+                    "role": {"$ref": "#/$defs/Role", "default": "user"},
+                    "addresses": {
+                        "items": {"$ref": "#/$defs/Address"},
+                        "type": "array",
+                        "maxItems": 4,
+                    },
+                    "scores": {"additionalProperties": {"type": "number"}, "type": "object"},
+                    "born": {"format": "date", "type": "string"},
+                    "pair": {
+                        "type": "array",
+                        "prefixItems": [{"type": "integer"}, {"type": "string"}],
+                        "minItems": 2,
+                        "maxItems": 2,
+                    },
+                },
+                "name",
+            ),
+        },
+        (
+            {"name": "Ann"},
+            {
+                "name": "Ann",
+                "age": 3,
+                "role": "admin",
+                "addresses": [{"street": "x", "zip": "12345"}],
+                "scores": {"a": 1.5},
+                "born": "2000-01-01",
+                "pair": [1, "b"],
+            },
+        ),
+        (
+            {"name": ""},
+            {"name": "A", "age": -1},
+            {"name": "A", "role": "root"},
+            {"name": "A", "pair": [1]},
+        ),
+    ),
+    Case(
+        "a strict schema with tools",
+        _object(
+            {
+                "steps": {
+                    "type": "array",
+                    "items": _object(
+                        {"explanation": {"type": "string"}, "output": {"type": ["string", "null"]}},
+                        "explanation",
+                        "output",
+                        additionalProperties=False,
+                    ),
+                },
+                "final": {"type": "boolean"},
+            },
+            "steps",
+            "final",
+            additionalProperties=False,
+        ),
+        (
+            {"steps": [], "final": True},
+            {"steps": [{"explanation": "e", "output": None}], "final": False},
+        ),
+        (
+            {"steps": []},
+            {"final": True, "steps": []},
+            {"steps": [{"explanation": "e"}], "final": True},
+        ),
+    ),
 )

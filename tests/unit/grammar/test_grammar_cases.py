@@ -115,3 +115,13 @@ def test_generated_dates_exist(vocabulary: Vocabulary) -> None:
         text = vocabulary.walk(moments, random.Random(seed))
         assert text is not None
         datetime.fromisoformat(json.loads(text).partition(".")[0])
+
+
+def test_a_large_enum_costs_few_parses(vocabulary: Vocabulary) -> None:
+    values: Any = [f"value {number}" for number in range(1500)] + ["value", "", "v", 'va"']
+    grammar = json_schema_to_gbnf({"enum": values})
+    for value in values[::50] + values[-4:]:
+        assert vocabulary.accepts(grammar, json.dumps(value))
+    for value in ("val", "value ", "value 1500", "value 00"):
+        assert not vocabulary.accepts(grammar, json.dumps(value))
+    assert max(line.count("|") for line in grammar.splitlines()) < 40
