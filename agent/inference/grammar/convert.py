@@ -59,7 +59,7 @@ from agent.inference.grammar.numbers import (
 )
 from agent.inference.grammar.objects import ObjectShape
 from agent.inference.grammar.regex import compile_pattern, parse_pattern
-from agent.inference.grammar.strings import QUOTE, any_character, free_key, quoted
+from agent.inference.grammar.strings import QUOTE, any_character, any_of, free_key, quoted
 from agent.inference.request import JsonFormat, JsonValue, OutputFormat, SchemaFormat
 
 DEPTH_LIMIT: Final = 200
@@ -226,9 +226,7 @@ class _Converter:
         merged: list[Flat] = []
         for index, branch in enumerate(schemas(flat, keyword, path)):
             place = f"{path}/{keyword}/{index}"
-            both = self._document.merge(
-                base or True, self._document.flatten(branch, place), place
-            )
+            both = self._document.merge(base or True, self._document.flatten(branch, place), place)
             if both is not False:
                 merged.append({} if both is True else both)
         if keyword == "oneOf":
@@ -255,7 +253,9 @@ class _Converter:
             raise refuse(path, "enum", "must be a list")
         rest = {name: value for name, value in flat.items() if name != "enum"}
         options = [self._json.literal(value) for value in values if self._holds(value, rest, path)]
-        return choose(options)
+        texts = [option.text for option in options if isinstance(option, Literal)]
+        others = [option for option in options if not isinstance(option, Literal)]
+        return choose((any_of(self.grammar, texts), *others))
 
     def _holds(self, value: JsonValue, rest: Flat, path: str) -> bool:
         """Whether a fixed value satisfies the keywords next to ``enum``."""
@@ -369,28 +369,20 @@ class _Converter:
             raise refuse(path, "format", f"{named!r} is not supported for numbers")
         if low is None and high is None:
             return self.grammar.define(any_integer()) if whole else self._json.number
-        places = 0 if whole else self._places(low, high, path)
-        unit = Decimal(1).scaleb(-places)
-        if low is not None:
-            steps = _ceiling(low, places)
-            low = steps + unit if low_open and steps == low else steps
-        if high is not None:
-            steps = -_ceiling(-high, places)
-            high = steps - unit if high_open and steps == high else steps
-        return self.grammar.define(between(self.grammar, low, high, places))
+        places = 0 if whole else self._places(low, high)
+        first = None if low is None else _units(low, places, above=low_open)
+        last = None if high is None else -_units(high.copy_negate(), places, above=high_open)
+        return self.grammar.define(between(self.grammar, first, last, places))
 
-    def _places(self, low: Decimal | None, high: Decimal | None, path: str) -> int:
-        """Digits after the point such that neighbours of a bound stay distinct as doubles."""
+    def _places(self, low: Decimal | None, high: Decimal | None) -> int:
+        """Digits after the point such that neighbours of a bound stay distinct as doubles.
+
+        Bounds with more digits are rounded inwards.
+        """
         bounds = [bound for bound in (low, high) if bound is not None]
         exact = max(max(0, -_exponent(bound)) for bound in bounds)
         whole = max(len(str(abs(int(bound)))) for bound in bounds)
-        if exact and exact + whole > SIGNIFICANT_DIGITS:
-            raise refuse(
-                path,
-                "minimum" if low is not None else "maximum",
-                f"has more than {SIGNIFICANT_DIGITS} significant digits",
-            )
-        return max(exact, min(6, SIGNIFICANT_DIGITS - whole), 0)
+        return max(0, min(max(exact, 6), SIGNIFICANT_DIGITS - whole))
 
     # Arrays
 
@@ -442,7 +434,11 @@ class _Members:
         self._json = shared
         self._shape = shape
         self._pairs = [
-            concatenate(quoted(name), shared.colon, converter.value(schema, f"{shape.path}/properties/{name}"))
+            concatenate(
+                quoted(name),
+                shared.colon,
+                converter.value(schema, f"{shape.path}/properties/{name}"),
+            )
             for name, schema in shape.properties.items()
         ]
         self._required = [name in shape.required for name in shape.properties]
@@ -530,11 +526,14 @@ def _exponent(value: Decimal) -> int:
     return exponent if isinstance(exponent, int) else 0
 
 
-def _ceiling(value: Decimal, places: int) -> Decimal:
-    """The least multiple of ``10 ** -places`` that is not below the value, exactly."""
+def _units(value: Decimal, places: int, *, above: bool) -> int:
+    """The least multiple of ``10 ** -places`` not below the value (or above it), in such units.
+
+    In integers, because decimal arithmetic rounds to its context's precision.
+    """
     numerator, denominator = value.as_integer_ratio()
-    steps = -(-numerator * 10**places // denominator)
-    return Decimal(steps).scaleb(-places)
+    scaled = numerator * 10**places
+    return scaled // denominator + 1 if above else -(-scaled // denominator)
 
 
 def _json_grammar() -> str:

@@ -1,7 +1,8 @@
 """Named string formats as patterns that match nothing but valid values. Pure.
 
 Sources: RFC 3339 (dates and times, without leap seconds), RFC 4122 (UUID), RFC 2673 (IPv4),
-RFC 1123 (host names), RFC 5321 (mailboxes without quoting). ISO 8601 durations as in RFC 3339
+RFC 4291 (IPv6 in full), RFC 1123 (host names), RFC 5321 (mailboxes without quoting), RFC 3986
+(absolute http and https URIs without percent encoding). ISO 8601 durations as in RFC 3339
 appendix A.
 """
 
@@ -26,6 +27,7 @@ _DAYS = r"(?:\d{1,4}Y(?:\d{1,4}M(?:\d{1,4}D)?)?|\d{1,4}M(?:\d{1,4}D)?|\d{1,4}D)"
 _LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9]|-[A-Za-z0-9]){0,30}"
 _HOST = rf"{_LABEL}(?:\.{_LABEL}){{0,3}}"
 _ATOM = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]{1,20}"
+_PATH = r"A-Za-z0-9._~!$&'()*+,;=:@\-"
 _OCTET = r"(?:25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)"
 
 FORMAT_PATTERNS: Final = {
@@ -35,7 +37,12 @@ FORMAT_PATTERNS: Final = {
     "duration": rf"^P(?:{_DAYS}(?:{_DAY_TIME})?|{_DAY_TIME}|\d{{1,4}}W)$",
     "uuid": r"^[0-9a-fA-F]{8}-(?:[0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}$",
     "ipv4": rf"^(?:{_OCTET}\.){{3}}{_OCTET}$",
+    "ipv6": r"^(?:[0-9a-fA-F]{1,4}:){7}[0-9a-fA-F]{1,4}$",
     "hostname": f"^{_HOST}$",
+    "uri": (
+        rf"^https?://{_HOST}(?::[1-9]\d{{0,4}})?(?:/[{_PATH}]{{0,60}}){{0,10}}"
+        rf"(?:\?[{_PATH}/?]{{0,250}})?(?:#[{_PATH}/?]{{0,60}})?$"
+    ),
     "email": rf"^{_ATOM}(?:\.{_ATOM}){{0,2}}@{_LABEL}(?:\.{_LABEL}){{1,3}}$",
 }
 INTEGER_FORMATS: Final = {

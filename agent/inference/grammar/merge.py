@@ -159,7 +159,7 @@ class Document:
         if one or other:
             together: dict[str, JsonValue] = {}
             for name in (*one, *(name for name in other if name not in one)):
-                parts = [
+                parts: list[JsonValue] = [
                     own.get(name, schema.get("additionalProperties"))
                     for own, schema in ((one, first), (other, second))
                 ]
@@ -181,7 +181,7 @@ class Document:
         if one or other:
             places: list[JsonValue] = []
             for place in range(max(len(one), len(other))):
-                parts = [
+                parts: list[JsonValue] = [
                     own[place] if place < len(own) else schema.get("items")
                     for own, schema in ((one, first), (other, second))
                 ]

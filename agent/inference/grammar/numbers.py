@@ -6,7 +6,6 @@ the grammar matches lies within the bounds; the texts left out are only longer s
 
 from __future__ import annotations
 
-from decimal import Decimal
 from typing import Final
 
 from agent.inference.grammar.gbnf import (
@@ -39,32 +38,34 @@ def any_integer() -> Expression:
 
 
 def any_number() -> Expression:
-    """A number that a double can hold: up to 19 digits, 20 places, exponents to ±289."""
+    """A number that a double can hold: up to 19 digits, 20 places, exponents -307 to 289."""
     whole = choose((Literal("0"), concatenate(_digits(1, 9), Repetition(_DIGIT, 0, 18))))
     fraction = optional(concatenate(Literal("."), Repetition(_DIGIT, 1, 20)))
-    power = choose(
+    two = Repetition(_DIGIT, 1, 2)
+    hundreds = concatenate(Literal("1"), Repetition(_DIGIT, 2, 2))
+    large = choose((two, hundreds, concatenate(Literal("2"), _digits(0, 8), _DIGIT)))
+    small = choose(
         (
-            Repetition(_DIGIT, 1, 2),
-            concatenate(Literal("1"), Repetition(_DIGIT, 2, 2)),
-            concatenate(Literal("2"), _digits(0, 8), _DIGIT),
+            two,
+            concatenate(_digits(1, 2), Repetition(_DIGIT, 2, 2)),
+            concatenate(Literal("30"), _digits(0, 7)),
         )
     )
-    sign = optional(Characters(((0x2B, 0x2B), (0x2D, 0x2D))))
-    exponent = optional(concatenate(Characters(((0x45, 0x45), (0x65, 0x65))), sign, power))
+    power = choose((concatenate(optional(Literal("+")), large), concatenate(_MINUS, small)))
+    exponent = optional(concatenate(Characters(((0x45, 0x45), (0x65, 0x65))), power))
     return concatenate(optional(_MINUS), whole, fraction, exponent)
 
 
-def between(grammar: Grammar, low: Decimal | None, high: Decimal | None, places: int) -> Expression:
+def between(grammar: Grammar, low: int | None, high: int | None, places: int) -> Expression:
     """Numbers of at most ``places`` digits after the point from ``low`` to ``high`` inclusive.
 
-    Both bounds must themselves be multiples of ``10 ** -places``. None is an open side: numbers
-    reach one digit further than the other bound, and at least ``OPEN_DIGITS`` digits.
+    Both bounds are in units of the last place. None is an open side: numbers reach one digit
+    further than the other bound, and at least ``OPEN_DIGITS`` digits before the point.
     """
-    unit = 10**places
-    known = max((abs(int(bound)) for bound in (low, high) if bound is not None), default=0)
-    edge = 10 ** max(OPEN_DIGITS, len(str(known)) + 1) * unit - 1
-    first = -edge if low is None else int(low * unit)
-    last = edge if high is None else int(high * unit)
+    known = max((len(str(abs(bound))) for bound in (low, high) if bound is not None), default=0)
+    edge = 10 ** max(OPEN_DIGITS + places, known + 1) - 1
+    first = -edge if low is None else low
+    last = edge if high is None else high
     if first > last:
         return NEVER
     digits = _DigitRanges(grammar, places)

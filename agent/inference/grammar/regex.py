@@ -25,6 +25,8 @@ from agent.inference.grammar.strings import CODE_POINTS, intersect, normalise, o
 
 PATTERN_LENGTH_LIMIT: Final = 4096
 GROUP_DEPTH_LIMIT: Final = 50
+OPEN_POSITION_LIMIT: Final = 500
+"""Places of an ambiguous pattern; each may be a parse of its own at the same time."""
 
 _DIGITS: Final[tuple[Range, ...]] = ((0x30, 0x39),)
 _WORD: Final[tuple[Range, ...]] = ((0x30, 0x39), (0x41, 0x5A), (0x5F, 0x5F), (0x61, 0x7A))
@@ -119,7 +121,77 @@ def compile_pattern(
             f'or "format" only when it has a single part of variable length; put the lengths '
             f"into the pattern"
         )
+    if not _look(fitted).decided and _positions(fitted) > OPEN_POSITION_LIMIT:
+        raise InvalidFormat(
+            f'format: {path}: "pattern" is ambiguous and expands to more than '
+            f"{OPEN_POSITION_LIMIT} places"
+        )
     return _compile(grammar, fitted)
+
+
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """What one character of look-ahead can tell about a node.
+
+    ``first`` may begin it, ``onward`` may continue a text that already matches it. ``decided``
+    when the next character always tells which part it belongs to, as in the one-unambiguous
+    expressions of Brüggemann-Klein and Wood (Information and Computation 142(2), 1998).
+    """
+
+    first: tuple[Range, ...]
+    onward: tuple[Range, ...]
+    empty: bool
+    decided: bool
+
+
+def _look(node: Node) -> _Look:
+    match node:
+        case OneOf(ranges):
+            return _Look(ranges, (), empty=False, decided=True)
+        case Sequence(parts):
+            whole = _Look((), (), empty=True, decided=True)
+            for part in parts:
+                own = _look(part)
+                whole = _Look(
+                    normalise((*whole.first, *own.first)) if whole.empty else whole.first,
+                    normalise((*own.onward, *((*whole.onward, *own.first) if own.empty else ()))),
+                    empty=whole.empty and own.empty,
+                    decided=whole.decided
+                    and own.decided
+                    and not intersect(whole.onward, own.first),
+                )
+            return whole
+        case Either(options):
+            looks = [_look(option) for option in options]
+            first: tuple[Range, ...] = ()
+            decided = True
+            for own in looks:
+                decided = decided and own.decided and not intersect(first, own.first)
+                first = normalise((*first, *own.first))
+            empty = any(own.empty for own in looks)
+            onward = [
+                *(bounds for own in looks for bounds in own.onward),
+                *(first if empty else ()),
+            ]
+            return _Look(first, normalise(onward), empty=empty, decided=decided)
+        case Repeat(item, low, high):
+            own = _look(item)
+            again = high != 1 and bool(intersect(own.onward, own.first))
+            onward = normalise((*own.onward, *(own.first if low != high else ())))
+            return _Look(
+                own.first, onward, empty=low == 0 or own.empty, decided=own.decided and not again
+            )
+
+
+def _positions(node: Node) -> int:
+    """Characters of the node with every counted repetition written out."""
+    match node:
+        case OneOf():
+            return 1
+        case Sequence(children) | Either(children):
+            return sum(map(_positions, children))
+        case Repeat(item, low, high):
+            return _positions(item) * max(1, low if high is None else high)
 
 
 def lengths(node: Node) -> tuple[int, int | None]:
@@ -368,7 +440,7 @@ class _Parser:
         if character == "b" and in_set:
             return ((0x08, 0x08),)
         if character in _CONTROL:
-            return ((_CONTROL[character],) * 2,)
+            return ((_CONTROL[character], _CONTROL[character]),)
         match character:
             case "x":
                 return self._hexadecimal(2)

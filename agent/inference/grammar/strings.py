@@ -39,6 +39,10 @@ _SHORT_ESCAPES: Final = {
 }
 
 
+_SHARING_DEPTH: Final = 16
+"""Branchings of a set of fixed texts that are shared; the rest is listed."""
+
+
 def _set(characters: str) -> Characters:
     return Characters(tuple((ord(c), ord(c)) for c in characters))
 
@@ -90,16 +94,54 @@ def _spelling(character: str) -> str:
     return character if raw else f"\\u{ord(character):04x}"
 
 
+def any_of(grammar: Grammar, texts: Iterable[str], depth: int = 0) -> Expression:
+    """One of fixed texts, with common beginnings shared: each open option is a parse to follow."""
+    groups: dict[str, list[str]] = {}
+    for text in dict.fromkeys(texts):
+        groups.setdefault(text[:1], []).append(text)
+    options: list[Expression] = []
+    for group in groups.values():
+        if len(group) == 1 or depth == _SHARING_DEPTH:
+            options.extend(map(Literal, group))
+            continue
+        shared = _common_beginning(min(group), max(group))
+        rest = any_of(grammar, (text[len(shared) :] for text in group), depth + 1)
+        options.append(concatenate(Literal(shared), grammar.define(rest)))
+    return choose(options)
+
+
+def _common_beginning(first: str, last: str) -> str:
+    for index, character in enumerate(first):
+        if last[index : index + 1] != character:
+            return first[:index]
+    return first
+
+
 def one_of(ranges: Iterable[Range]) -> Expression:
     """One code point of a set, in its one spelling."""
     wanted = normalise(ranges)
     raw = intersect(wanted, _RAW.ranges)
-    escaped = [
-        Literal(_spelling(chr(code_point)))
-        for low, high in intersect(wanted, ((0x00, 0x1F), (0x22, 0x22), (0x5C, 0x5C)))
-        for code_point in range(low, high + 1)
+    letters: list[Range] = []
+    digits: dict[str, list[Range]] = {}
+    for low, high in intersect(wanted, ((0x00, 0x1F), (0x22, 0x22), (0x5C, 0x5C))):
+        for code_point in range(low, high + 1):
+            spelling = _spelling(chr(code_point))
+            last = ord(spelling[-1])
+            if len(spelling) == 2:
+                letters.append((last, last))
+            else:
+                digits.setdefault(spelling[1:-1], []).append((last, last))
+    # One backslash for all escapes: every option is a parse to follow.
+    escapes = [
+        *([Characters(normalise(letters))] if letters else []),
+        *(concatenate(Literal(u), Characters(normalise(last))) for u, last in digits.items()),
     ]
-    return choose([*([Characters(raw)] if raw else []), *escaped])
+    return choose(
+        [
+            *([Characters(raw)] if raw else []),
+            *([concatenate(Literal("\\"), choose(escapes))] if escapes else []),
+        ]
+    )
 
 
 def free_key(grammar: Grammar, taken: Iterable[str]) -> Expression:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import codecs
 import ctypes
 import random
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import gguf
 import llama_cpp.llama_cpp as llama
@@ -54,6 +55,11 @@ def write_vocabulary(path: Path) -> list[bytes]:
     return [*pieces, b""]
 
 
+@llama.llama_log_callback
+def _silent(level: int, text: bytes, data: ctypes.c_void_p) -> None:
+    """Drops the log lines of loading."""
+
+
 class GrammarRefused(Exception):
     """llama.cpp did not take the grammar."""
 
@@ -64,27 +70,27 @@ class Vocabulary:
     def __init__(self, path: Path) -> None:
         self.pieces = write_vocabulary(path)
         self.end = len(self.pieces) - 1
+        llama.llama_log_set(_silent, ctypes.c_void_p(0))
         llama.llama_backend_init()
         parameters = llama.llama_model_default_params()
         parameters.vocab_only = True
-        self._model = llama.llama_model_load_from_file(str(path).encode(), parameters)
+        self._model: Any = llama.llama_model_load_from_file(str(path).encode(), parameters)
         assert self._model, "the test vocabulary did not load"
-        self._vocab = llama.llama_model_get_vocab(self._model)
-        self._data = np.zeros(
-            len(self.pieces), dtype=[("id", "i4"), ("logit", "f4"), ("p", "f4")]
-        )
-        self._array = llama.llama_token_data_array(
+        self._vocab: Any = llama.llama_model_get_vocab(self._model)
+        self._data = np.zeros(len(self.pieces), dtype=[("id", "i4"), ("logit", "f4"), ("p", "f4")])
+        self._array: Any = llama.llama_token_data_array(
             data=self._data.ctypes.data_as(ctypes.POINTER(llama.llama_token_data)),
             size=len(self.pieces),
             selected=-1,
             sorted=False,
         )
+        self._pointer: Any = ctypes.pointer(self._array)
 
     def close(self) -> None:
         llama.llama_model_free(self._model)
 
     @contextmanager
-    def _sampler(self, grammar: str) -> Iterator[llama.llama_sampler_p]:
+    def _sampler(self, grammar: str) -> Generator[Any]:
         sampler = llama.llama_sampler_init_grammar(self._vocab, grammar.encode(), b"root")
         if not sampler:  # a NULL pointer is falsy, but it is not None
             raise GrammarRefused(grammar[:2000])
@@ -98,13 +104,13 @@ class Vocabulary:
         with self._sampler(grammar):
             pass
 
-    def _allowed(self, sampler: llama.llama_sampler_p) -> np.ndarray:
+    def _allowed(self, sampler: Any) -> np.ndarray:
         self._data["id"] = np.arange(len(self.pieces))
         self._data["logit"] = 0.0
         self._array.size = len(self.pieces)
         self._array.selected = -1
         self._array.sorted = False
-        llama.llama_sampler_apply(sampler, ctypes.byref(self._array))
+        llama.llama_sampler_apply(sampler, self._pointer)
         return np.flatnonzero(np.isfinite(self._data["logit"]))
 
     def accepts(self, grammar: str, text: str) -> bool:
@@ -113,7 +119,7 @@ class Vocabulary:
             for byte in text.encode():
                 self._data[0] = (byte, 0.0, 0.0)
                 self._array.size = 1
-                llama.llama_sampler_apply(sampler, ctypes.byref(self._array))
+                llama.llama_sampler_apply(sampler, self._pointer)
                 if not np.isfinite(self._data["logit"][0]):
                     return False
                 llama.llama_sampler_accept(sampler, byte)
