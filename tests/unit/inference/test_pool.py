@@ -299,7 +299,7 @@ async def test_a_model_that_can_never_fit_is_refused_with_need_and_have(autojump
 
 async def test_memory_decides_eviction_and_is_never_promised_twice(autojump_clock):
     half = header(layers=8, layer_bytes=GIB)
-    async with open_pool() as (pool, host, probe):
+    async with open_pool() as (pool, host, _):
         await _touch(pool, model("first", summary=half))
         assert 8 * GIB < pool.reserved_bytes("node:cpu") <= 16 * GIB
         await _touch(pool, model("second", summary=half))
@@ -451,11 +451,10 @@ async def test_closing_lets_leases_end_refuses_new_ones_and_stops_all(autojump_c
 
 
 async def test_closing_ends_after_the_grace_period_even_with_leases_held(autojump_clock):
-    async with open_pool() as (pool, host, _):
-        async with pool.lease(model(), OPTIONS):
-            await pool.close(2)
-            assert trio.current_time() == pytest.approx(2)
-            assert host.live == []
+    async with open_pool() as (pool, host, _), pool.lease(model(), OPTIONS):
+        await pool.close(2)
+        assert trio.current_time() == pytest.approx(2)
+        assert host.live == []
 
 
 async def test_waiters_of_a_closing_pool_are_told(autojump_clock):
