@@ -178,6 +178,7 @@ class ChildProcess:
         self._log_start = log_start
         self._handle = ProcessHandle(popen.pid)
         self._exited = trio.Event()
+        self._loaded = False
         connection.setblocking(False)
         self._channel = RunnerChannel(trio.socket.from_stdlib_socket(connection), runner_id)
         self._record = write_record(
@@ -228,7 +229,7 @@ class ChildProcess:
         """Send the load and wait. Raises LoadFailed, LoadCrashed or LoadStalled; each quotes
         the end of the runner's log."""
         try:
-            return await self._channel.load(
+            facts = await self._channel.load(
                 frame, model=model, stall_timeout_s=stall_timeout_s, on_progress=on_progress
             )
         except LoadFailed as error:
@@ -239,6 +240,8 @@ class ChildProcess:
                 await self._exited.wait()
             ended = self.exit_text or str(error)
             raise LoadCrashed(model, self._channel.load_phase, self._with_log(ended)) from error
+        self._loaded = True
+        return facts
 
     def set_threads(self, threads: int) -> None:
         """CPU threads from the next step on."""
@@ -267,7 +270,8 @@ class ChildProcess:
     async def stop(self) -> None:
         """End the process by deadlines and forget its record."""
         try:
-            if not self._channel.ended:
+            # One that still loads does not listen, and has nothing to put away.
+            if self._loaded and not self._channel.ended:
                 self._channel.shut_down()
                 await self._exits_within(SHUTDOWN_S)
             for number, patience_s in ((signal.SIGTERM, TERMINATE_S), (signal.SIGKILL, KILL_S)):

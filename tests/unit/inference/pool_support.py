@@ -157,7 +157,7 @@ class ScriptedRunner:
         yield  # pragma: no cover
 
 
-LoadScript = Callable[["ScriptedProcess", LoadModel], None | LoadFailed]
+LoadScript = Callable[["ScriptedProcess", LoadModel], LoadFailed | None]
 
 
 class ScriptedProcess:

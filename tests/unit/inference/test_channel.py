@@ -169,11 +169,14 @@ async def test_a_reader_that_stays_away_gets_client_too_slow_and_frees_the_slot(
 
 
 async def test_one_slow_reader_delays_no_other():
-    async with pair() as (channel, peer):
-        async with channel.generate(START), channel.generate(START) as quick:
-            for index in range(50):
-                await peer.send(Step((delta(1, index, 65), delta(2, index, 66))))
-                assert (await anext(quick)).tokens == (66,)
+    async with (
+        pair() as (channel, peer),
+        channel.generate(START),
+        channel.generate(START) as quick,
+    ):
+        for index in range(50):
+            await peer.send(Step((delta(1, index, 65), delta(2, index, 66))))
+            assert (await anext(quick)).tokens == (66,)
 
 
 async def test_a_frame_for_a_sequence_never_started_ends_the_channel():
