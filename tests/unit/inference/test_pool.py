@@ -77,6 +77,14 @@ async def test_a_smaller_context_is_served_by_the_larger_runner(autojump_clock):
         assert len(host.processes) == 1
 
 
+async def test_a_small_context_of_one_caller_does_not_shrink_that_of_others(autojump_clock):
+    async with open_pool() as (pool, host, _):
+        await _touch(pool, model(), Options(num_ctx=512))
+        assert (await _touch(pool, model())).context_length == 4096
+        assert (await _touch(pool, model(), Options(num_ctx=512))).context_length == 512
+        assert len(host.processes) == 2
+
+
 async def test_a_larger_context_reloads_once_the_runner_is_idle(autojump_clock):
     async with open_pool() as (pool, host, _), trio.open_nursery() as nursery:
         async with pool.lease(model(), Options(num_ctx=2048)):
