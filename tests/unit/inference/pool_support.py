@@ -222,11 +222,12 @@ class ScriptedProcess:
         self.reason = reason
         self.ended.set()
 
-    async def stop(self) -> None:
+    async def stop(self) -> str:
         if self.host.stop_s:
             await trio.sleep(self.host.stop_s)
         self.stopped = True
         self.ended.set()
+        return self.reason
 
 
 class ScriptedHost:

@@ -72,7 +72,8 @@ async def test_killing_the_process_gives_every_waiter_runner_died(tmp_path):
                 await anext(stream)
         with pytest.raises(RunnerDied):
             await process.runner.tokenize("x")
-        assert "SIGKILL" in await process.wait_ended()
+        assert await process.wait_ended()
+        assert await process.stop() == "the runner process was ended by SIGKILL"
 
 
 async def test_an_exit_while_loading_quotes_the_log(tmp_path):
