@@ -49,6 +49,9 @@ def serves(plan: LoadPlan, options: Options, train_context: int, layers: int) ->
     served by anything. Threads are set on a live runner and never need a reload.
     """
     wanted = min(options.num_ctx, train_context) if train_context > 0 else options.num_ctx
+    if wanted <= 0 and not plan.context_is_automatic:
+        # Someone asked for less than what others may expect without asking.
+        wanted = plan.automatic_context
     if wanted > plan.sequence_context:
         return False
     if min(options.num_batch, plan.cells) > plan.batch:

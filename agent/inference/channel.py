@@ -89,7 +89,6 @@ class _Outbox:
 
     async def put(self, frame: bytes) -> None:
         while len(self._frames) >= self._limit_frames and not self._closed:
-            self._room = trio.Event()
             await self._room.wait()
         self.post(frame)
 
@@ -99,7 +98,9 @@ class _Outbox:
             await self._news.wait()
         joined = self._frames[0] if len(self._frames) == 1 else b"".join(self._frames)
         self._frames.clear()
+        # Every sender that waits now holds this one event.
         self._room.set()
+        self._room = trio.Event()
         return joined
 
 

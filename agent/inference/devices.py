@@ -11,11 +11,11 @@ from typing import Final, Protocol
 
 import msgspec
 import psutil
-import pynvml
 import structlog
 import trio
 
 from agent.inference.inventory import Device, Inventory
+from agent.inference.nvml import NvmlGpu, bus_key, nvml_gpus, nvml_process_bytes
 
 log = structlog.get_logger()
 
@@ -31,15 +31,6 @@ class BackendDevice(msgspec.Struct, frozen=True, kw_only=True):
     description: str
     bus_id: str
     """PCI address, or empty."""
-    free_bytes: int
-    total_bytes: int
-
-
-class NvmlGpu(msgspec.Struct, frozen=True, kw_only=True):
-    """A GPU as its driver reports it."""
-
-    name: str
-    bus_id: str
     free_bytes: int
     total_bytes: int
 
@@ -92,9 +83,9 @@ class SystemProbe:
     def _read_process(self, pid: int) -> dict[str, int]:
         by_bus = nvml_process_bytes(pid)
         return {
-            f"{self._node_name}:gpu{index}": by_bus[_bus_key(device.bus_id)]
+            f"{self._node_name}:gpu{index}": by_bus[bus_key(device.bus_id)]
             for index, device in enumerate(self._backend or ())
-            if device.bus_id and _bus_key(device.bus_id) in by_bus
+            if device.bus_id and bus_key(device.bus_id) in by_bus
         }
 
 
@@ -139,10 +130,10 @@ def merge_gpus(
 ) -> tuple[Device, ...]:
     """llama.cpp's GPUs first, numbered as it does, with the driver's live figures where both
     name the same bus; then GPUs only the driver knows, which this build cannot use."""
-    by_bus = {_bus_key(gpu.bus_id): gpu for gpu in nvml}
+    by_bus = {bus_key(gpu.bus_id): gpu for gpu in nvml}
     devices: list[Device] = []
     for index, gpu in enumerate(backend):
-        live = by_bus.pop(_bus_key(gpu.bus_id), None) if gpu.bus_id else None
+        live = by_bus.pop(bus_key(gpu.bus_id), None) if gpu.bus_id else None
         devices.append(
             Device(
                 id=f"{node_name}:gpu{index}",
@@ -185,72 +176,6 @@ def host_device(node_name: str, cgroup: Path = _CGROUP) -> Device:
     reclaimable = _cgroup_file_bytes(cgroup / "memory.stat")
     free = max(0, limit - max(0, used - reclaimable))
     return replace(host, total_bytes=limit, free_bytes=min(host.free_bytes, free))
-
-
-def nvml_gpus() -> tuple[NvmlGpu, ...]:
-    """GPUs by the NVIDIA driver; none without one, which is a normal machine."""
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        return ()
-    gpus: list[NvmlGpu] = []
-    try:
-        for index in range(int(pynvml.nvmlDeviceGetCount())):
-            handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-            memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
-            bus = pynvml.nvmlDeviceGetPciInfo(handle).busId
-            name = pynvml.nvmlDeviceGetName(handle)
-            gpus.append(
-                NvmlGpu(
-                    name=_text(name),
-                    bus_id=_text(bus),
-                    free_bytes=int(memory.free),
-                    total_bytes=int(memory.total),
-                )
-            )
-    except pynvml.NVMLError as error:
-        log.debug("nvml_read_failed", error=str(error))
-    finally:
-        _nvml_shutdown()
-    return tuple(gpus)
-
-
-def nvml_process_bytes(pid: int) -> dict[str, int]:
-    """GPU bytes of one process by bus; empty when the driver hides them, as in containers."""
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        return {}
-    held: dict[str, int] = {}
-    try:
-        for index in range(int(pynvml.nvmlDeviceGetCount())):
-            handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-            bus = _bus_key(_text(pynvml.nvmlDeviceGetPciInfo(handle).busId))
-            for process in pynvml.nvmlDeviceGetComputeRunningProcesses(handle):
-                if process.pid == pid and process.usedGpuMemory:
-                    held[bus] = int(process.usedGpuMemory)
-    except pynvml.NVMLError as error:
-        log.debug("nvml_read_failed", error=str(error))
-    finally:
-        _nvml_shutdown()
-    return held
-
-
-def _nvml_shutdown() -> None:
-    try:
-        pynvml.nvmlShutdown()
-    except pynvml.NVMLError as error:
-        log.debug("nvml_shutdown_failed", error=str(error))
-
-
-def _text(value: str | bytes) -> str:
-    return value.decode() if isinstance(value, bytes) else value
-
-
-def _bus_key(bus_id: str) -> str:
-    """``00000000:3B:00.0`` and ``0000:3b:00.0`` are one place."""
-    domain, _, rest = bus_id.lower().partition(":")
-    return f"{domain.lstrip('0') or '0'}:{rest}"
 
 
 def _cgroup_number(path: Path) -> int | None:

@@ -429,17 +429,7 @@ def _choose_layout(
             if _fits(shape, layout, budgets, host_budget):
                 return layout
         if wanted is not None:
-            have = sum(budgets.values())
-            need = sum(shape.layer_bytes[shape.layer_count - layers :])
-            need += len(gpus) * (shape.compute_bytes + GPU_CONTEXT_BYTES)
-            return Refusal(
-                "memory",
-                f"num_gpu {options.num_gpu} needs {size_text(need)} of GPU memory and "
-                f"{size_text(have)} may be used; without num_gpu as many layers as fit are "
-                "offloaded",
-                need,
-                have,
-            )
+            return _exact_refusal(shape, options.num_gpu, layers, budgets, host_budget)
     if _fits(shape, _Layout((), ()), budgets, host_budget):
         return _Layout((), ())
     need = shape.host_bytes + sum(shape.layer_bytes)
@@ -450,6 +440,31 @@ def _choose_layout(
     return Refusal(
         "memory",
         f"needs {size_text(need)} of {where}; {size_text(have)} may be used",
+        need,
+        have,
+    )
+
+
+def _exact_refusal(
+    shape: _Shape, num_gpu: int, layers: int, budgets: dict[str, int], host_budget: int
+) -> Refusal:
+    """Why exactly ``layers`` layers cannot be offloaded: the host's rest or the GPUs' part."""
+    first = shape.layer_count - layers
+    host_need = shape.host_bytes + sum(shape.layer_bytes[:first])
+    if host_need > host_budget:
+        return Refusal(
+            "memory",
+            f"with num_gpu {num_gpu} the host needs {size_text(host_need)}; "
+            f"{size_text(host_budget)} may be used",
+            host_need,
+            host_budget,
+        )
+    have = sum(budgets.values())
+    need = sum(shape.layer_bytes[first:]) + len(budgets) * (shape.compute_bytes + GPU_CONTEXT_BYTES)
+    return Refusal(
+        "memory",
+        f"num_gpu {num_gpu} needs {size_text(need)} of GPU memory and {size_text(have)} may be "
+        "used; without num_gpu as many layers as fit are offloaded",
         need,
         have,
     )

@@ -548,6 +548,7 @@ class RunnerPool:
         self._metrics.runner_starts.inc()
         log.info("runner_started", runner_id=runner.runner_id, pid=process.pid)
         cause = "stopped"
+        exit_text = ""
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(process.serve)
@@ -563,14 +564,14 @@ class RunnerPool:
                     runner.state = "stopping"
                     runner.wake.set()
                     with trio.CancelScope(shield=True):
-                        await process.stop()
+                        exit_text = await process.stop()
                     nursery.cancel_scope.cancel()
         finally:
             self._metrics.runner_exits.labels(cause).inc()
             self._forget_figures(runner)
             runner.process = None
             runner.facts = None
-            log.info("runner_ended", runner_id=runner.runner_id, cause=cause, reason=runner.death)
+            log.info("runner_ended", runner_id=runner.runner_id, cause=cause, exit=exit_text)
         return failure
 
     async def _load(

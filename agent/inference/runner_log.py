@@ -35,8 +35,8 @@ def bound_log(path: Path) -> None:
         return
 
 
-def log_tail(path: Path, since_bytes: int = 0) -> str:
-    """The last lines written after ``since_bytes``, joined for a sentence; empty when none."""
+def log_tail(path: Path, since_bytes: int = 0) -> tuple[str, ...]:
+    """The last lines written after ``since_bytes``, without empty ones."""
     try:
         with path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
@@ -44,6 +44,6 @@ def log_tail(path: Path, since_bytes: int = 0) -> str:
             file.seek(max(start, size - TAIL_BYTES))
             text = file.read(TAIL_BYTES).decode("utf-8", errors="replace")
     except OSError:
-        return ""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return " | ".join(lines[-TAIL_LINES:])
+        return ()
+    lines = tuple(line.strip() for line in text.splitlines() if line.strip())
+    return lines[-TAIL_LINES:]

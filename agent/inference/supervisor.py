@@ -72,11 +72,12 @@ class RunnerProcess(Protocol):
     def set_threads(self, threads: int) -> None: ...
 
     async def wait_ended(self) -> str:
-        """Wait until the process or its channel is gone; returns why."""
+        """Wait until the process or its channel is gone; returns why as far as known then."""
         ...
 
-    async def stop(self) -> None:
-        """End it: asked, then terminated, then killed. Bounded, and to be called shielded."""
+    async def stop(self) -> str:
+        """End it: asked, then terminated, then killed. Bounded, and to be called shielded.
+        Returns how it ended."""
         ...
 
 
@@ -178,6 +179,7 @@ class ChildProcess:
         self._log_start = log_start
         self._handle = ProcessHandle(popen.pid)
         self._exited = trio.Event()
+        self._loaded = False
         connection.setblocking(False)
         self._channel = RunnerChannel(trio.socket.from_stdlib_socket(connection), runner_id)
         self._record = write_record(
@@ -228,7 +230,7 @@ class ChildProcess:
         """Send the load and wait. Raises LoadFailed, LoadCrashed or LoadStalled; each quotes
         the end of the runner's log."""
         try:
-            return await self._channel.load(
+            facts = await self._channel.load(
                 frame, model=model, stall_timeout_s=stall_timeout_s, on_progress=on_progress
             )
         except LoadFailed as error:
@@ -239,16 +241,16 @@ class ChildProcess:
                 await self._exited.wait()
             ended = self.exit_text or str(error)
             raise LoadCrashed(model, self._channel.load_phase, self._with_log(ended)) from error
+        self._loaded = True
+        return facts
 
     def set_threads(self, threads: int) -> None:
         """CPU threads from the next step on."""
         self._channel.set_threads(threads)
 
     async def wait_ended(self) -> str:
-        """Wait until the channel is gone; returns why, with the exit status when known."""
+        """Wait until the channel is gone; returns why. The exit status often comes later."""
         reason = await self._channel.wait_ended()
-        with trio.move_on_after(1.0):
-            await self._exited.wait()
         return self.exit_text or reason
 
     @property
@@ -264,15 +266,14 @@ class ChildProcess:
                 return f"the runner process was ended by signal {-code}"
         return f"the runner process exited with status {code}"
 
-    async def stop(self) -> None:
-        """End the process by deadlines and forget its record."""
+    async def stop(self) -> str:
+        """End the process by deadlines and forget its record; returns how it ended."""
         try:
-            if not self._channel.ended:
+            # One that still loads does not listen, and has nothing to put away.
+            if self._loaded and not self._channel.ended:
                 self._channel.shut_down()
                 await self._exits_within(SHUTDOWN_S)
             for number, patience_s in ((signal.SIGTERM, TERMINATE_S), (signal.SIGKILL, KILL_S)):
-                if self._popen.returncode is not None:
-                    return
                 if not await self._exits_within(0):
                     self._handle.send_signal(number)
                     await self._exits_within(patience_s)
@@ -283,6 +284,7 @@ class ChildProcess:
             if self._popen.returncode is not None:
                 self._handle.close()
                 self._record.unlink(missing_ok=True)
+        return self.exit_text
 
     async def _exits_within(self, patience_s: float) -> bool:
         with trio.move_on_after(patience_s):
@@ -301,5 +303,5 @@ class ChildProcess:
             await trio.to_thread.run_sync(bound_log, self._log_path)
 
     def _with_log(self, reason: str) -> str:
-        tail = log_tail(self._log_path, self._log_start)
-        return f"{reason} (log: {tail})" if tail else reason
+        tail = [line for line in log_tail(self._log_path, self._log_start) if line not in reason]
+        return f"{reason} (log: {' | '.join(tail)})" if tail else reason

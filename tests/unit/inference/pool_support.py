@@ -17,7 +17,7 @@ from agent.inference.memory import GIB
 from agent.inference.pool import RunnerPool
 from agent.inference.protocol import Generate, LoadModel, LoadProgress, ModelFacts, Statistics
 from agent.inference.supervisor import LoadCrashed
-from agent.models.installed import GgufSummary, InstalledModel
+from agent.models.installed import Capability, GgufSummary, InstalledModel
 from agent.models.names import parse_name
 from agent.settings import Settings
 from agent.telemetry.metrics import Metrics
@@ -56,7 +56,7 @@ def model(
     name: str = "alpha",
     *,
     weights: str | None = None,
-    capability: str = "completion",
+    capability: Capability = "completion",
     summary: GgufSummary | None = None,
 ) -> InstalledModel:
     weights = weights or name
@@ -68,7 +68,7 @@ def model(
         weights_path=Path(f"/models/{weights}"),
         weights_digest=weights.ljust(64, "0"),
         header=summary or header(),
-        capabilities=frozenset({capability}),  # type: ignore[arg-type]
+        capabilities=frozenset({capability}),
     )
 
 
@@ -157,7 +157,7 @@ class ScriptedRunner:
         yield  # pragma: no cover
 
 
-LoadScript = Callable[["ScriptedProcess", LoadModel], None | LoadFailed]
+LoadScript = Callable[["ScriptedProcess", LoadModel], LoadFailed | None]
 
 
 class ScriptedProcess:
@@ -169,7 +169,7 @@ class ScriptedProcess:
         self.pid = pid
         self.runner = ScriptedRunner(self)
         self.facts: ModelFacts | None = None
-        self.frame: LoadModel | None = None
+        self.frame = LoadModel(build_id="", model_path="")
         self.threads: list[int] = []
         self.ended = trio.Event()
         self.stopped = False
@@ -222,11 +222,12 @@ class ScriptedProcess:
         self.reason = reason
         self.ended.set()
 
-    async def stop(self) -> None:
+    async def stop(self) -> str:
         if self.host.stop_s:
             await trio.sleep(self.host.stop_s)
         self.stopped = True
         self.ended.set()
+        return self.reason
 
 
 class ScriptedHost:
