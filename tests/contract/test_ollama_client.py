@@ -99,11 +99,8 @@ def test_the_async_client_shares_the_node(node_url, chat_model):
 
 def test_num_predict_and_stop_bound_the_answer(client, chat_model):
     bounded = client.generate(model=chat_model, prompt="Count.", options=GREEDY | SHORT)
-    assert (bounded.eval_count, bounded.done_reason) in (
-        (4, "length"),
-        (bounded.eval_count, "stop"),
-    )
     assert bounded.eval_count <= 4
+    assert bounded.eval_count == 4 or bounded.done_reason == "stop"
     whole = client.generate(model=chat_model, prompt="Count to five.", options=GREEDY)
     middle = whole.response[len(whole.response) // 2]
     cut = client.generate(
@@ -125,7 +122,7 @@ def test_a_seed_repeats_its_answer(client, chat_model):
 
 def test_context_continues_a_conversation(client, chat_model):
     first = client.generate(model=chat_model, prompt="Hello.", options=GREEDY)
-    assert len(first.context) == first.prompt_eval_count + first.eval_count or first.context
+    assert first.context
     second = client.generate(
         model=chat_model, prompt="Go on.", context=first.context, options=GREEDY
     )

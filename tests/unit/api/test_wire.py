@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 
+import httpx
 import pytest
 import trio
 import trio.testing
@@ -349,3 +350,28 @@ async def test_shutdown_ends_streams_after_the_grace_period():
             node.shutdown.set()
             with trio.fail_after(5):
                 await node.inference.ended.wait()
+
+
+async def test_a_body_that_stops_coming_is_a_408(node, monkeypatch):
+    monkeypatch.setattr("api.exchange.BODY_TIMEOUT_S", 0.1)
+    monkeypatch.setattr("api.exchange.DRAIN_TIMEOUT_S", 0.1)
+    stream = await trio.open_tcp_stream("127.0.0.1", node.port)
+    async with stream:
+        head = "POST /api/chat HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n"
+        await stream.send_all(head.encode() + b'{"model":')
+        answer = await read_until(stream, b"}")
+    assert answer.startswith(b"HTTP/1.1 408")
+
+
+async def test_http2_without_tls_streams_more_than_its_window(node):
+    async def script(_):
+        for _ in range(20):
+            yield TextDelta("x" * 65536)
+        yield DONE
+
+    node.inference.script = script
+    async with httpx.AsyncClient(http1=False, http2=True, base_url=node.url) as http:
+        with trio.fail_after(10):
+            answer = await http.post("/api/generate", json={"model": "chat", "prompt": "x"})
+    assert answer.http_version == "HTTP/2"
+    assert len(answer.text.splitlines()) == 21
