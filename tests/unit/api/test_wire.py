@@ -363,15 +363,19 @@ async def test_a_body_that_stops_coming_is_a_408(node, monkeypatch):
     assert answer.startswith(b"HTTP/1.1 408")
 
 
-async def test_http2_without_tls_streams_more_than_its_window(node):
+@pytest.mark.parametrize(("stream", "lines"), [(True, 19), (False, 1)])
+async def test_http2_without_tls_sends_more_than_its_window(node, stream, lines):
+    # The client here grants 16 MiB ahead.
     async def script(_):
-        for _ in range(20):
-            yield TextDelta("x" * 65536)
+        for _ in range(18):
+            yield TextDelta("x" * 2**20)
         yield DONE
 
     node.inference.script = script
     async with httpx.AsyncClient(http1=False, http2=True, base_url=node.url) as http:
         with trio.fail_after(10):
-            answer = await http.post("/api/generate", json={"model": "chat", "prompt": "x"})
+            body = {"model": "chat", "prompt": "x", "stream": stream}
+            answer = await http.post("/api/generate", json=body)
     assert answer.http_version == "HTTP/2"
-    assert len(answer.text.splitlines()) == 21
+    assert len(answer.text) > 18 * 2**20
+    assert len(answer.text.splitlines()) == lines
