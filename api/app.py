@@ -23,10 +23,10 @@ from quart_trio.asgi import TrioASGIHTTPConnection
 from werkzeug.exceptions import HTTPException
 
 from agent.telemetry.metrics import Metrics
-from api.access import principal_for
+from api.access import may_administer, principal_for
 from api.cluster.routes import cluster_routes
 from api.dependencies import ApiDependencies
-from api.errors import describe, internal_error
+from api.errors import ErrorAnswer, describe, internal_error
 from api.exchange import ClientGone, Exchange
 from api.ollama.routes import ollama_routes
 from api.origin import OriginPolicy
@@ -36,6 +36,12 @@ REQUEST_ID_LIMIT: Final = 128
 """Longest request id taken over from a caller."""
 CLIENT_CLOSED: Final = 499
 """Status in logs and metrics of a request whose client went away first."""
+ADMIN_PREFIX: Final = "/admin/"
+ADMIN_REFUSED: Final = ErrorAnswer(
+    403,
+    "ADMIN_ONLY",
+    "the admin routes need the admin token, or without one a caller on this machine",
+)
 TEXT_TYPE: Final = b"text/plain; charset=utf-8"
 
 _REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._:@/+=-]{1,%d}" % REQUEST_ID_LIMIT)
@@ -146,6 +152,14 @@ class DirectConnection(TrioASGIHTTPConnection):
                 return
             if origin:
                 answer_headers += app.policy.answer_headers(origin)
+            exchange.principal = principal_for(
+                exchange.header(b"authorization"), app.dependencies.settings
+            )
+            if path.startswith(ADMIN_PREFIX) and not may_administer(
+                exchange.principal, exchange.peer, app.dependencies.settings
+            ):
+                await exchange.reply_error(ADMIN_REFUSED, app.dependencies.now_ns())
+                return
             match app.table.find(method, path, scope["raw_path"].decode("latin-1")):
                 case Match(route, argument):
                     label = route.label
@@ -164,7 +178,8 @@ class DirectConnection(TrioASGIHTTPConnection):
             status = CLIENT_CLOSED if exchange.gone else exchange.status
             seconds = time.perf_counter() - began
             app.requests.record(label, method, status, seconds)
-            _log.info(
+            # Reads are mostly polls by monitors; they would bury the rest.
+            (_log.debug if method in ("GET", "HEAD") else _log.info)(
                 "http_request",
                 method=method,
                 path=path,
@@ -175,10 +190,6 @@ class DirectConnection(TrioASGIHTTPConnection):
     async def _answer(self, exchange: Exchange, route: Route) -> None:
         app = self.app
         dependencies = app.dependencies
-        if dependencies.settings.admin_token:
-            exchange.principal = principal_for(
-                exchange.header(b"authorization"), dependencies.settings
-            )
         try:
             await route.handler(dependencies, exchange)
         except trio.Cancelled:

@@ -7,7 +7,7 @@ once leaves in one write. And an exchange costs a fraction of a Quart request co
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from typing import Final, Protocol
 from urllib.parse import parse_qs
@@ -118,7 +118,7 @@ class Exchange:
             parts.append(part)
         return b"".join(parts)
 
-    async def chunks(self) -> AsyncIterator[bytes]:
+    async def chunks(self) -> AsyncGenerator[bytes]:
         """The request body as it comes; a slow reader slows the client down."""
         while not self._body_complete:
             part = await self._next_part()

@@ -7,6 +7,7 @@ from typing import Final
 import structlog
 import trio
 from hypercorn.events import Closed, Event, RawData
+from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.trio.tcp_server import TCPServer
 
 SEND_TIMEOUT_S: Final = 30.0
@@ -34,8 +35,11 @@ class Connection(TCPServer):
         self._client_closed = False
 
     def cork(self) -> None:
-        """Hold writes back until ``uncork``."""
-        self._corked = True
+        """Hold writes back until ``uncork``.
+
+        Not on HTTP/2, where a write can wait for an answer to what would be held back.
+        """
+        self._corked = isinstance(self.protocol.protocol, H11Protocol)
 
     async def uncork(self) -> None:
         """Write everything held back, in one piece."""

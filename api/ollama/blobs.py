@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import aclosing
+
 from agent.models.errors import BlobNotFound, InvalidDigest
 from api.dependencies import ApiDependencies
 from api.exchange import Exchange
@@ -21,7 +23,8 @@ async def has_blob(dependencies: ApiDependencies, exchange: Exchange) -> None:
 
 async def receive_blob(dependencies: ApiDependencies, exchange: Exchange) -> None:
     """Stream a blob to disk: 201 when it is new, 200 when it was there already."""
-    created = await dependencies.catalog.receive_blob(
-        exchange.argument, exchange.chunks(), exchange.content_length
-    )
+    async with aclosing(exchange.chunks()) as chunks:
+        created = await dependencies.catalog.receive_blob(
+            exchange.argument, chunks, exchange.content_length
+        )
     await exchange.reply(201 if created else 200)
