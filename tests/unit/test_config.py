@@ -312,3 +312,11 @@ def test_config_show_works_with_a_broken_store(
         monkeypatch.delenv(name, raising=False)
     assert main(["config", "show", "--home", str(tmp_path)]) == 0
     assert str(tmp_path / "models") in capsys.readouterr().out
+
+
+def test_the_documentation_lists_every_key_and_variable() -> None:
+    rows = (Path(__file__).parents[2] / "docs/configuration.md").read_text().splitlines()
+    for field in FIELDS:
+        row = next((row for row in rows if row.startswith(f"| `{field.name}` |")), "")
+        assert field.help in row, field.name
+        assert all(f"`{name}`" in row for name, _ in field.variables), field.name
