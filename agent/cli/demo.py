@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
+import shlex
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -28,12 +31,10 @@ def run(
     Without a home directory chosen, everything is kept in a temporary one and removed at the
     end. Raises ConfigError and UserError.
     """
-    try:
-        import ollama
-    except ImportError:
+    if importlib.util.find_spec("ollama") is None:
         raise UserError(
             "the demo asks through the official Ollama client; install it with: pip install ollama"
-        ) from None
+        )
     with tempfile.TemporaryDirectory(prefix="llamesh-demo-") as scratch:
         chosen = "home" in flags or environ.get(config.HOME_VARIABLE)
         where = flags if chosen else {**flags, "home": scratch}
@@ -92,4 +93,5 @@ def _install(client: object, model: str, path: Path) -> None:
 
 
 def _curl(url: str, model: str) -> str:
-    return f"""curl {url}/api/chat -d '{{"model":"{model}","messages":[{{"role":"user","content":"{QUESTION}"}}]}}'"""
+    body = {"model": model, "messages": [{"role": "user", "content": QUESTION}]}
+    return f"curl {url}/api/chat -d {shlex.quote(json.dumps(body))}"
