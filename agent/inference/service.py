@@ -7,7 +7,6 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
-from functools import partial
 from typing import Final, Protocol, TypeVar
 
 import structlog
@@ -155,7 +154,7 @@ class LocalInference:
         self._metrics.requests_active.inc()
         try:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(partial(self._serve, progress, sender))
+                nursery.start_soon(self._serve, progress, sender)
                 # Errors leave the nursery as values, since it would wrap them in a group.
                 try:
                     await progress.opened.wait()

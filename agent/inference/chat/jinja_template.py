@@ -101,6 +101,18 @@ class _Environment(SandboxedEnvironment):
         _spend(result)
         return result
 
+    def wrap_str_format(self, value: object) -> Callable[..., str] | None:
+        wrapped = super().wrap_str_format(value)
+        if wrapped is None:
+            return None
+        pattern = str(getattr(value, "__self__", ""))
+
+        def checked(*args: object, **kwargs: object) -> str:
+            _check_text_method(pattern, "format", (*args, *kwargs.values()))
+            return wrapped(*args, **kwargs)
+
+        return checked
+
     def call_binop(self, context: Context, operator: str, left: object, right: object) -> object:
         _check_operation(operator, left, right)
         result: object = super().call_binop(context, operator, left, right)
@@ -216,11 +228,12 @@ def _counted_filter(name: str, function: Callable[..., object]) -> Callable[...,
         if any(isinstance(item, int) and item > _WIDTH_LIMIT for item in values):
             raise SecurityError(f"an argument of {name} is too large")
         if name in ("string", "join", "pprint", "e", "escape", "forceescape", "list", "indent"):
-            current_budget().spend(_weight(args[subject]))
-        if name == "format" and isinstance(args[subject], str):
-            _check_operation("%", args[subject], values)
-        if name == "replace" and isinstance(args[subject], str):
-            _check_text_method(args[subject], "replace", values)
+            current_budget().spend(_weight(args[subject] if len(args) > subject else None))
+        value = args[subject] if len(args) > subject else None
+        if name == "format":
+            _check_operation("%", value, values)
+        elif name == "replace" and isinstance(value, str):
+            _check_text_method(value, "replace", values)
         result = function(*args, **kwargs)
         _spend(result)
         return result
