@@ -27,8 +27,8 @@ GO_PARTS = st.sampled_from(
     [
         "{{", "}}", "{{-", "-}}", " ", "\n", ".", ".Messages", ".Content", "$", "$x", ":=", "=",
         "|", "(", ")", ",", "range", "if", "else", "end", "with", "define", "template", "block",
-        "break", "continue", '"t"', "`r", "1", "-1", "1.5", "0x", "nil", "true", "eq", "index", "len",
-        "printf", "/*", "*/", "text", "'", "\\",
+        "break", "continue", '"t"', "`r", "1", "-1", "1.5", "0x", "nil", "true", "eq", "index",
+        "len", "printf", "/*", "*/", "text", "'", "\\",
     ]
 )  # fmt: skip
 JINJA_PARTS = st.sampled_from(

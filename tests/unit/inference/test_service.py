@@ -161,6 +161,7 @@ async def test_options_go_from_defaults_over_the_model_to_the_request() -> None:
     assert sent.stop == ("x",)
     assert sent.predict_limit == 5
     assert sent.context_limit == 100
+    assert sent.keep == 5, "num_keep and the marker in front"
     assert sent.logprobs == -1
     assert pool.leases[0][2:] == (KeepAlive(3.0), False)
 
