@@ -39,6 +39,8 @@ from agent.inference.request import (
 from agent.models.installed import InstalledModel
 from agent.telemetry.metrics import Metrics
 
+INLINE_COMPILE_CHARACTERS: Final = 2048
+"""Templates up to this length compile in a few milliseconds and need no thread."""
 _SEED_MASK: Final = (1 << 64) - 1
 _Result = TypeVar("_Result")
 _log: structlog.stdlib.BoundLogger = structlog.get_logger()
@@ -154,6 +156,9 @@ class LocalInference:
         prompt = request.prompt
         requested = None if isinstance(prompt, ChatPrompt) else prompt.template
         if not isinstance(prompt, ChatPrompt) and (prompt.raw or prompt.suffix):
+            return
+        sources = (requested, model.header.chat_template, model.template)
+        if max(len(source or "") for source in sources) <= INLINE_COMPILE_CHARACTERS:
             return
         key = (model.digest, requested)
         if key in self._compiled:

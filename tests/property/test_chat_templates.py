@@ -79,8 +79,8 @@ def test_collating_loses_no_words_and_leaves_no_equal_neighbours(messages: list[
     _, collated = collate(messages)
     for first, second in pairwise(collated):
         assert first.role != second.role or first.role == "tool"
-    words = "\n\n".join(message.content for message in messages if message.content)
-    kept = "\n\n".join(message.content for message in collated if message.content)
+    words = "\n\n".join(message.content for message in messages)
+    kept = "\n\n".join(message.content for message in collated)
     assert kept == words
 
 

@@ -181,7 +181,8 @@ def _check_operation(operator: str, left: object, right: object) -> None:
     elif operator == "%" and isinstance(left, str):
         if _PERCENT_WIDTH.search(left):
             raise SecurityError("a format width is too large")
-        current_budget().spend(_weight(right))
+        values = cast("Sequence[object]", right) if isinstance(right, tuple) else (right,)
+        _spend_copies(left.count("%"), values)
     elif operator == "+" and isinstance(left, int) and isinstance(right, int):
         current_budget().spend(left.bit_length() // 64)
 
@@ -193,15 +194,26 @@ def _check_text_method(owner: str, name: str, arguments: Sequence[object]) -> No
     elif name in ("format", "format_map"):
         if _FORMAT_WIDTH.search(owner):
             raise SecurityError("a format width is too large")
-        current_budget().spend(sum(_weight(item) for item in arguments))
-    elif name in ("replace", "translate"):
-        grown = max((len(item) for item in arguments if isinstance(item, str)), default=0)
-        current_budget().spend(len(owner) * grown // (CHARACTERS_PER_STEP * 256))
+        _spend_copies(owner.count("{"), arguments)
+    elif name == "replace" and len(arguments) >= 2:
+        current_budget().spend(owner.count(str(arguments[0])) * _weight(arguments[1]))
     elif name == "join" and arguments:
-        current_budget().spend(_weight(arguments[0]))
-        if isinstance(arguments[0], (list, tuple)):
-            count = len(cast("Sequence[object]", arguments[0]))
-            current_budget().spend(count * len(owner) // CHARACTERS_PER_STEP)
+        _check_join(owner, arguments[0])
+
+
+def _spend_copies(count: int, values: Sequence[object]) -> None:
+    """Charge for ``values`` put into a text at ``count`` places, which may all be the same one."""
+    current_budget().spend(count * max(map(_weight, values), default=1))
+
+
+def _check_join(separator: str, items: object) -> None:
+    if isinstance(items, (str, list, tuple, dict, range)):
+        current_budget().spend(_weight(cast("object", items)))
+        count = len(cast("Sequence[object]", items))
+        current_budget().spend(count * len(separator) // CHARACTERS_PER_STEP)
+    elif len(separator) > CHARACTERS_PER_STEP:
+        # How many items there are cannot be told before they are used up.
+        raise SecurityError("a separator is too long")
 
 
 def _counted_filter(name: str, function: Callable[..., object]) -> Callable[..., object]:
@@ -217,6 +229,10 @@ def _counted_filter(name: str, function: Callable[..., object]) -> Callable[...,
         if name in ("string", "join", "pprint", "e", "escape", "forceescape", "list", "indent"):
             current_budget().spend(_weight(args[subject] if len(args) > subject else None))
         value = args[subject] if len(args) > subject else None
+        if name == "join":
+            _check_join(str(values[0]) if values else "", value)
+        elif name == "list" and isinstance(value, str):
+            current_budget().spend(len(value) // 8)
         if name == "format":
             _check_operation("%", value, values)
         elif name == "replace" and isinstance(value, str):

@@ -100,6 +100,8 @@ class JinjaTemplate:
             raise TemplateError(error.message or str(error)) from error
         except RecursionError as error:
             raise TemplateLimit("template is nested too deep") from error
+        except MemoryError as error:
+            raise TemplateLimit("template needs too much memory") from error
         except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
             # Python's own complaints about what the template did with its values.
             raise TemplateError(f"{type(error).__name__}: {error}") from error

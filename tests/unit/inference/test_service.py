@@ -13,6 +13,7 @@ import trio
 import trio.testing
 
 from agent.inference.chat.errors import TemplateError
+from agent.inference.chat.jinja_template import compile_jinja
 from agent.inference.errors import (
     InvalidFormat,
     InvalidOption,
@@ -46,6 +47,7 @@ from tests.unit.inference.scripted_runner import (
     BOS,
     FACTS,
     MODEL,
+    PLAIN_JINJA,
     Die,
     Models,
     Pause,
@@ -493,6 +495,19 @@ async def test_a_requested_template_is_used_and_a_bad_one_refused() -> None:
     assert await inference.render(good) == "[a]"
     with pytest.raises(TemplateError):
         await inference.render(text(TextPrompt(text="a", template="{{ if }}")))
+
+
+async def test_a_long_template_is_compiled_beside_the_event_loop_and_once() -> None:
+    source = PLAIN_JINJA + "{# " + "x" * 5000 + " #}"
+    model = replace(MODEL, header=replace(MODEL.header, chat_template=source))
+    inference, _, _ = service(ScriptedRunner(), models=Models({"scripted": model}))
+    threads = trio.to_thread.current_default_thread_limiter()
+    compile_jinja.cache_clear()
+    with trio.testing.assert_checkpoints():
+        assert await inference.render(chat()) == "user:hi\nassistant:"
+    assert await inference.render(chat()) == "user:hi\nassistant:"
+    assert compile_jinja.cache_info().misses == 1
+    assert threads.borrowed_tokens == 0
 
 
 async def test_load_unload_and_running_reach_the_runners() -> None:
