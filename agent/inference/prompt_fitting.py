@@ -52,7 +52,8 @@ class DropSearch:
         self._high = len(sizes)
         self._last: int | None = None
         self._stride = 1
-        self._seen_fit = False
+        self._fit_seen = False
+        self._misfit_seen = False
         self._guess = 0
         self.best = len(sizes)
 
@@ -64,10 +65,10 @@ class DropSearch:
             return 0
         if self._last == 0:
             return min(max(self._guess, self._low), self._high)
-        if self._seen_fit and self._low > self._guess:
+        if self._fit_seen and self._misfit_seen:
             return (self._low + self._high) // 2
         # Still on one side of the answer: stride away from the guess.
-        if self._seen_fit:
+        if self._fit_seen:
             return max(self._high + 1 - self._stride, self._low)
         return min(self._low - 1 + self._stride, self._high)
 
@@ -76,11 +77,13 @@ class DropSearch:
         fits = tokens <= self._limit
         if self._last is None:
             self._guess = self._first_guess(tokens)
-        elif self._last != 0:
-            self._stride *= 2
+        else:
+            if self._last != 0:
+                self._stride *= 2
+            self._fit_seen = self._fit_seen or fits
+            self._misfit_seen = self._misfit_seen or not fits
         self._last = dropped
         if fits:
-            self._seen_fit = True
             self.best = dropped
             self._high = dropped - 1
         else:

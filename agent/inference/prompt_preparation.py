@@ -45,8 +45,8 @@ async def prepare_prompt(
 ) -> PreparedPrompt:
     """Render, tokenise and fit the prompt of ``request``.
 
-    ``keep`` is ``num_keep``; the beginning-of-sequence token is kept besides. Raises
-    PromptTooLong, TemplateError, InvalidRequest, UnsupportedCapability, RunnerDied.
+    ``keep`` tokens in front survive a cut, negative for all that fit. Raises PromptTooLong,
+    TemplateError, InvalidRequest, UnsupportedCapability, RunnerDied.
     """
     match request.prompt:
         case ChatPrompt():
@@ -62,8 +62,7 @@ async def prepare_prompt(
         return prepared
     if not request.shift:
         raise PromptTooLong(PROMPT_TOO_LONG)
-    kept = keep + 1 if runner.facts.add_bos and keep >= 0 else keep
-    tokens = cut_middle(prepared.tokens, context=context_length, keep=kept)
+    tokens = cut_middle(prepared.tokens, context=context_length, keep=keep)
     return PreparedPrompt(
         tokens=tokens,
         text=prepared.text,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
 from typing import Final, Protocol, TypeVar
@@ -13,42 +12,35 @@ from typing import Final, Protocol, TypeVar
 import structlog
 import trio
 
-from agent.inference.chat.render import RenderContext
+from agent.inference.answer import Answer, Events, kept_tokens, now_ns
+from agent.inference.chat.jinja_template import COMPILED_LIMIT
+from agent.inference.chat.render import RenderContext, choose_template
 from agent.inference.continuation import (
     RUNNERS_PER_REQUEST_LIMIT,
-    AnswerLedger,
-    SequenceBroken,
-    Stopwatch,
 )
 from agent.inference.embedding import embed_texts
-from agent.inference.errors import NotAvailable, RunnerDied, RunnerRefused, UnsupportedCapability
+from agent.inference.errors import NotAvailable, RunnerDied, UnsupportedCapability
 from agent.inference.grammar import grammar_for
 from agent.inference.lease import RunnerLease, RunnerSource
 from agent.inference.options import DEFAULT_OPTIONS, Options, OptionValue, apply_options
 from agent.inference.prompt_preparation import PreparedPrompt, prepare_prompt
-from agent.inference.protocol import Delta, Generate, LogprobRow, ModelFacts, Sampling
+from agent.inference.protocol import ModelFacts
 from agent.inference.request import (
-    Candidate,
     ChatPrompt,
-    DoneReason,
     EmbedRequest,
     EmbedResult,
     EventStream,
-    Finished,
     GenerateEvent,
     GenerateRequest,
     KeepAlive,
     OutputFormat,
     RunningModel,
-    TextDelta,
-    TokenLogprob,
 )
 from agent.models.installed import InstalledModel
 from agent.telemetry.metrics import Metrics
 
-PREDICT_LIMIT_CONTEXTS: Final = 10
-"""An answer ends after this many contexts, whatever limit it was given."""
-RUNNER_LOST: Final = "the runner ended while it was serving this request"
+INLINE_COMPILE_CHARACTERS: Final = 2048
+"""Templates up to this length compile in a few milliseconds and need no thread."""
 _SEED_MASK: Final = (1 << 64) - 1
 _Result = TypeVar("_Result")
 _log: structlog.stdlib.BoundLogger = structlog.get_logger()
@@ -60,56 +52,6 @@ class ModelResolver(Protocol):
     async def resolve(self, name: str) -> InstalledModel:
         """Raises InvalidName or ModelNotFound."""
         ...
-
-
-@dataclass(slots=True, kw_only=True)
-class _Progress:
-    """Everything one request has come to: what its log line and its last event tell."""
-
-    request: GenerateRequest
-    model: InstalledModel
-    options: Options
-    grammar: str
-    seed: int
-    started_ns: int
-    ledger: AnswerLedger = field(default_factory=AnswerLedger)
-    stopwatch: Stopwatch = field(default_factory=Stopwatch)
-    prompt: PreparedPrompt | None = None
-    context_length: int = 0
-    load_ns: int = 0
-    runners: int = 0
-    cached_tokens: int = 0
-    first_token_ns: int | None = None
-    held_tokens: list[int] = field(default_factory=list[int])
-    """Tokens whose text has not come yet; they go out with it."""
-    held_logprobs: list[TokenLogprob] = field(default_factory=list[TokenLogprob])
-    opened: trio.Event = field(default_factory=trio.Event)
-    """Set once the stream can be read or has failed."""
-    failure: Exception | None = None
-    outcome: str = "cancelled"
-
-
-_Sender = trio.MemorySendChannel[GenerateEvent | Exception]
-_Receiver = trio.MemoryReceiveChannel[GenerateEvent | Exception]
-
-
-class _Events:
-    """The reader's end of one request."""
-
-    def __init__(self, receiver: _Receiver) -> None:
-        self._receiver = receiver
-
-    def __aiter__(self) -> EventStream:
-        return self
-
-    async def __anext__(self) -> GenerateEvent:
-        try:
-            event = await self._receiver.receive()
-        except trio.EndOfChannel:
-            raise StopAsyncIteration from None
-        if isinstance(event, Exception):
-            raise event
-        return event
 
 
 class LocalInference:
@@ -137,6 +79,7 @@ class LocalInference:
         self._wall_clock = wall_clock
         self._go_template = go_template
         self._grammar = grammar
+        self._compiled: set[tuple[str, str | None]] = set()
 
     # -- generation --
 
@@ -147,144 +90,47 @@ class LocalInference:
         A task of its own holds the runner: a continued answer gives one runner back and takes
         another, which must not cross the cancel scopes the reader is in at that moment.
         """
-        started_ns = _now_ns()
+        started_ns = now_ns()
         model = await self._models.resolve(request.model)
-        progress = self._begin(request, model, started_ns)
+        answer = self._begin(request, model, started_ns)
         sender, receiver = trio.open_memory_channel[GenerateEvent | Exception](0)
         failure: BaseException | None = None
         self._metrics.requests_active.inc()
         try:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(partial(self._serve, progress, sender))
+                nursery.start_soon(answer.serve, sender)
                 # Errors leave the nursery as values, since it would wrap them in a group.
                 try:
-                    await progress.opened.wait()
-                    failure = progress.failure
+                    await answer.opened.wait()
+                    failure = answer.failure
                     if failure is None:
-                        yield _Events(receiver)
+                        yield Events(receiver)
                 except BaseException as error:
                     failure = error
                 nursery.cancel_scope.cancel()
             if failure is not None:
                 raise failure
         finally:
+            del failure
             receiver.close()
             self._metrics.requests_active.dec()
-            self._report(progress)
+            self._report(answer)
 
-    def _begin(self, request: GenerateRequest, model: InstalledModel, started: int) -> _Progress:
+    def _begin(self, request: GenerateRequest, model: InstalledModel, started: int) -> Answer:
         """Everything that can be refused without loading the model."""
         _check_capabilities(request, model)
         options = _options(model, request.options)
         grammar = "" if request.format is None else self._grammar(request.format)
         seed = self._rng.getrandbits(64) if options.seed == -1 else options.seed & _SEED_MASK
-        return _Progress(
+        return Answer(
             request=request,
             model=model,
             options=options,
             grammar=grammar,
             seed=seed,
             started_ns=started,
-        )
-
-    async def _serve(self, progress: _Progress, sender: _Sender) -> None:
-        """Answer the request; what goes wrong reaches the reader in the same order."""
-        with sender:
-            try:
-                finished = await self._answer(progress, sender)
-                await _flush(progress, sender)
-                progress.outcome = finished.reason
-                await sender.send(finished)
-            except Exception as error:
-                progress.outcome = "failed"
-                progress.failure = error
-                if progress.opened.is_set():
-                    await sender.send(error)
-                else:
-                    progress.opened.set()
-
-    async def _answer(self, progress: _Progress, sender: _Sender) -> Finished:
-        """Go from runner to runner until one finishes the answer."""
-        while True:
-            try:
-                return await self._answer_on_one_runner(progress, sender)
-            except (RunnerDied, SequenceBroken) as error:
-                progress.stopwatch.stop_observed(_now_ns())
-                progress.runners += 1
-                _log.warning(
-                    "runner_lost",
-                    request_id=progress.request.request_id,
-                    model=progress.model.name.short,
-                    emitted_tokens=len(progress.ledger.tokens),
-                    runners_lost=progress.runners,
-                    reason=str(error),
-                )
-                if progress.runners >= RUNNERS_PER_REQUEST_LIMIT:
-                    raise RunnerDied(RUNNER_LOST) from error
-
-    async def _answer_on_one_runner(self, progress: _Progress, sender: _Sender) -> Finished:
-        request = progress.request
-        async with self._runners.lease(
-            progress.model, progress.options, keep_alive=request.keep_alive
-        ) as lease:
-            progress.load_ns += lease.load_ns
-            prompt = progress.prompt
-            if prompt is None:
-                prompt = await self._prepare(request, progress.model, progress.options, lease)
-                progress.prompt = prompt
-                progress.context_length = lease.context_length
-            progress.stopwatch.start(_now_ns())
-            start = _generate_frame(progress, prompt, lease)
-            async with lease.runner.generate(start) as deltas:
-                progress.opened.set()
-                async for delta in deltas:
-                    finished = await self._take(progress, prompt, delta, sender)
-                    if finished is not None:
-                        return finished
-        raise RunnerDied("the runner's answer ended without its last delta")
-
-    async def _take(
-        self, progress: _Progress, prompt: PreparedPrompt, delta: Delta, sender: _Sender
-    ) -> Finished | None:
-        now_ns = _now_ns()
-        ledger = progress.ledger
-        ledger.accept(delta)
-        if delta.tokens:
-            progress.stopwatch.observe(now_ns)
-            if progress.first_token_ns is None:
-                progress.first_token_ns = now_ns
-            progress.held_tokens.extend(delta.tokens)
-        if delta.logprobs:
-            progress.held_logprobs.extend(map(_token_logprob, delta.logprobs))
-        if delta.text:
-            await _flush(progress, sender, delta.text)
-        if delta.finish is None:
-            if not ledger.stuck:
-                return None
-            progress.stopwatch.stop_observed(now_ns)
-            return self._finished(progress, prompt, "stop")
-        if delta.finish not in ("stop", "length"):
-            raise RunnerRefused(delta.reason or f"the runner ended the answer: {delta.finish}")
-        if delta.summary is None:
-            progress.stopwatch.stop_observed(now_ns)
-        else:
-            progress.stopwatch.stop_reported(delta.summary.prompt_ns, delta.summary.eval_ns)
-            progress.cached_tokens = min(delta.summary.cached_tokens, len(prompt.tokens))
-        return self._finished(progress, prompt, delta.finish)
-
-    def _finished(
-        self, progress: _Progress, prompt: PreparedPrompt, reason: DoneReason
-    ) -> Finished:
-        return Finished(
-            reason=reason,
-            prompt_tokens=len(prompt.tokens),
-            cached_tokens=progress.cached_tokens,
-            completion_tokens=len(progress.ledger.tokens),
-            total_ns=_now_ns() - progress.started_ns,
-            load_ns=progress.load_ns,
-            prompt_ns=progress.stopwatch.prompt_ns,
-            eval_ns=progress.stopwatch.eval_ns,
-            context=(*prompt.tokens, *progress.ledger.tokens),
+            runners=self._runners,
+            prepare=partial(self._prepare, request, model, options),
         )
 
     async def _prepare(
@@ -294,14 +140,35 @@ class LocalInference:
         options: Options,
         lease: RunnerLease,
     ) -> PreparedPrompt:
+        await self._compile_template(request, model)
         return await prepare_prompt(
             lease.runner,
             model,
             request,
             self._rendering(lease.runner.facts),
             context_length=lease.context_length,
-            keep=options.num_keep,
+            keep=kept_tokens(options, lease.runner.facts),
         )
+
+    async def _compile_template(self, request: GenerateRequest, model: InstalledModel) -> None:
+        """See that rendering finds its template compiled: a long one takes a tenth of a second,
+        which is spent in a thread, once."""
+        prompt = request.prompt
+        requested = None if isinstance(prompt, ChatPrompt) else prompt.template
+        if not isinstance(prompt, ChatPrompt) and (prompt.raw or prompt.suffix):
+            return
+        sources = (requested, model.header.chat_template, model.template)
+        if max(len(source or "") for source in sources) <= INLINE_COMPILE_CHARACTERS:
+            return
+        key = (model.digest, requested)
+        if key in self._compiled:
+            return
+        await trio.to_thread.run_sync(
+            partial(choose_template, model, requested=requested, go_template=self._go_template)
+        )
+        if len(self._compiled) >= COMPILED_LIMIT:
+            self._compiled.clear()
+        self._compiled.add(key)
 
     def _rendering(self, facts: ModelFacts) -> RenderContext:
         return RenderContext(
@@ -311,37 +178,37 @@ class LocalInference:
             go_template=self._go_template,
         )
 
-    def _report(self, progress: _Progress) -> None:
+    def _report(self, answer: Answer) -> None:
         """Metrics and the one log line of a request, whichever way it ended."""
-        name = progress.model.name.short
+        name = answer.model.name.short
         metrics = self._metrics
-        prompt_tokens = 0 if progress.prompt is None else len(progress.prompt.tokens)
-        completion_tokens = len(progress.ledger.tokens)
-        metrics.requests_finished.labels(name, progress.outcome).inc()
+        prompt_tokens = 0 if answer.prompt is None else len(answer.prompt.tokens)
+        completion_tokens = len(answer.ledger.tokens)
+        metrics.requests_finished.labels(name, answer.outcome).inc()
         metrics.prompt_tokens.labels(name).inc(prompt_tokens)
-        metrics.cached_tokens.labels(name).inc(progress.cached_tokens)
+        metrics.cached_tokens.labels(name).inc(answer.cached_tokens)
         metrics.completion_tokens.labels(name).inc(completion_tokens)
         first_token_ms = None
-        if progress.first_token_ns is not None:
-            waited_ns = progress.first_token_ns - progress.started_ns
+        if answer.first_token_ns is not None:
+            waited_ns = answer.first_token_ns - answer.started_ns
             metrics.first_token_seconds.labels(name).observe(waited_ns / 1e9)
             first_token_ms = waited_ns // 1_000_000
         _log.info(
             "request_finished",
-            request_id=progress.request.request_id,
-            principal=progress.request.principal.name,
+            request_id=answer.request.request_id,
+            principal=answer.request.principal.name,
             model=name,
-            outcome=progress.outcome,
-            error=type(progress.failure).__name__ if progress.failure else None,
+            outcome=answer.outcome,
+            error=type(answer.failure).__name__ if answer.failure else None,
             prompt_tokens=prompt_tokens,
-            cached_tokens=progress.cached_tokens,
+            cached_tokens=answer.cached_tokens,
             completion_tokens=completion_tokens,
-            dropped_messages=progress.prompt.dropped_messages if progress.prompt else 0,
-            cut_tokens=progress.prompt.cut_tokens if progress.prompt else 0,
-            runners_lost=progress.runners,
-            load_ms=progress.load_ns // 1_000_000,
+            dropped_messages=answer.prompt.dropped_messages if answer.prompt else 0,
+            cut_tokens=answer.prompt.cut_tokens if answer.prompt else 0,
+            runners_lost=answer.runners_lost,
+            load_ms=answer.load_ns // 1_000_000,
             first_token_ms=first_token_ms,
-            total_ms=(_now_ns() - progress.started_ns) // 1_000_000,
+            total_ms=(now_ns() - answer.started_ns) // 1_000_000,
         )
 
     async def render(self, request: GenerateRequest) -> str:
@@ -366,7 +233,7 @@ class LocalInference:
 
     async def embed(self, request: EmbedRequest) -> EmbedResult:
         """Vectors for all inputs; none just loads the model. See InferenceService."""
-        started_ns = _now_ns()
+        started_ns = now_ns()
         model = await self._models.resolve(request.model)
         options = _options(model, request.options)
 
@@ -381,7 +248,7 @@ class LocalInference:
             return EmbedResult(
                 vectors=vectors,
                 prompt_tokens=tokens,
-                total_ns=_now_ns() - started_ns,
+                total_ns=now_ns() - started_ns,
                 load_ns=lease.load_ns,
             )
 
@@ -398,7 +265,7 @@ class LocalInference:
             return result
         finally:
             self._metrics.requests_active.dec()
-            self._report_embedding(request, model, outcome, result, _now_ns() - started_ns)
+            self._report_embedding(request, model, outcome, result, now_ns() - started_ns)
 
     def _report_embedding(
         self,
@@ -467,20 +334,6 @@ class LocalInference:
                     raise
 
 
-def _now_ns() -> int:
-    return int(trio.current_time() * 1e9)
-
-
-async def _flush(progress: _Progress, sender: _Sender, text: str = "") -> None:
-    """Send ``text`` with the tokens it came from, or what is left of them at the end."""
-    if not text and not progress.held_tokens and not progress.held_logprobs:
-        return
-    event = TextDelta(text, tuple(progress.held_tokens), tuple(progress.held_logprobs))
-    progress.held_tokens.clear()
-    progress.held_logprobs.clear()
-    await sender.send(event)
-
-
 def _options(model: InstalledModel, overrides: Mapping[str, OptionValue]) -> Options:
     return apply_options(apply_options(DEFAULT_OPTIONS, model.parameters), overrides)
 
@@ -496,42 +349,3 @@ def _check_capabilities(request: GenerateRequest, model: InstalledModel) -> None
             raise NotAvailable("images cannot be read yet")
     elif request.prompt.suffix and "insert" not in model.capabilities:
         raise UnsupportedCapability(model.name.full, "insert")
-
-
-def _generate_frame(progress: _Progress, prompt: PreparedPrompt, lease: RunnerLease) -> Generate:
-    request, options = progress.request, progress.options
-    # A later runner may be smaller, never roomier than what the prompt was fitted to.
-    context = min(progress.context_length, lease.context_length)
-    most = PREDICT_LIMIT_CONTEXTS * progress.context_length
-    limit = most if options.num_predict < 0 else min(options.num_predict, most)
-    return Generate(
-        sequence_id=0,
-        prompt=prompt.tokens,
-        sampling=Sampling(
-            seed=progress.seed,
-            temperature=options.temperature,
-            top_k=options.top_k,
-            top_p=options.top_p,
-            min_p=options.min_p,
-            typical_p=options.typical_p,
-            repeat_last_n=options.repeat_last_n
-            if options.repeat_last_n >= 0
-            else progress.context_length,
-            repeat_penalty=options.repeat_penalty,
-            presence_penalty=options.presence_penalty,
-            frequency_penalty=options.frequency_penalty,
-        ),
-        predict_limit=limit,
-        emitted=tuple(progress.ledger.tokens),
-        emitted_characters=progress.ledger.characters,
-        context_limit=context,
-        keep=options.num_keep,
-        shift=request.shift and lease.runner.facts.can_shift,
-        stop=options.stop,
-        grammar=progress.grammar,
-        logprobs=request.top_logprobs if request.logprobs else -1,
-    )
-
-
-def _token_logprob(row: LogprobRow) -> TokenLogprob:
-    return TokenLogprob(Candidate(*row.chosen), tuple(Candidate(*item) for item in row.top))

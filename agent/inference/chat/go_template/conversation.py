@@ -142,10 +142,9 @@ def collate(messages: Sequence[Message]) -> tuple[str, tuple[Message, ...]]:
             system.append(message.content)
         last = collated[-1] if collated else None
         if last is not None and last.role == message.role and message.role != "tool":
-            joined = f"{last.content}\n\n{message.content}" if last.content else message.content
             collated[-1] = replace(
                 last,
-                content=joined if message.content else last.content,
+                content=f"{last.content}\n\n{message.content}",
                 images=last.images + message.images,
                 tool_calls=last.tool_calls + message.tool_calls,
                 thinking=last.thinking or message.thinking,
