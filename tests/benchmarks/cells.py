@@ -78,6 +78,7 @@ def run_cell(
     *,
     rounds: int,
     seed: int,
+    settle_s: float = SETTLE_S,
     report: Callable[[str], None] = print,
 ) -> dict[str, list[Measured]]:
     """Measured rounds by side name; entry ``i`` of each list is the same load."""
@@ -85,7 +86,7 @@ def run_cell(
     for number in range(rounds):
         load = cell.load(random.Random(f"{seed} {cell.name} {number}"))
         for index in order_of(len(sides), number):
-            time.sleep(SETTLE_S)
+            time.sleep(settle_s)
             side = sides[index]
             results[side.name].append(side.run(load))
         line = "  ".join(f"{side.name} {results[side.name][-1].rate:.1f}" for side in sides)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import random
 import string
@@ -24,16 +25,25 @@ _SPACE: Final = "\u0120"
 
 
 def synthetic_merges(count: int) -> list[tuple[str, str]]:
-    """Merges that spell every lower-case word in pieces of two to four letters.
+    """Merges that make one token of each prompt word and spell all others in a few letters.
 
-    A vocabulary learned from text would need text; for speed only its size and the length of
-    its tokens matter.
+    A vocabulary learned from text would need text; for speed only its size and the number of
+    tokens of a prompt matter.
     """
-    return list(itertools.islice(_merges(), count))
+    spelled: dict[str, tuple[str, str]] = {}
+    for left, right in _merges():
+        spelled.setdefault(left + right, (left, right))
+        if len(spelled) == count:
+            break
+    return list(spelled.values())
 
 
 def _merges() -> Iterator[tuple[str, str]]:
     letters = string.ascii_lowercase
+    # Longer beginnings after shorter ones, so that a word grows from its space to its end.
+    beginnings = {_SPACE + word[:end] for word in words() for end in range(1, len(word) + 1)}
+    for beginning in sorted(beginnings, key=lambda text: (len(text), text)):
+        yield beginning[:-1], beginning[-1]
     pairs = [first + second for first, second in itertools.product(letters, letters)]
     yield from itertools.product(letters, letters)
     yield from ((_SPACE, letter) for letter in letters)
@@ -41,6 +51,7 @@ def _merges() -> Iterator[tuple[str, str]]:
     yield from itertools.product(pairs, pairs)
 
 
+@functools.cache
 def bench_tokenizer() -> BytePairTokenizer:
     """32,000 tokens, made in a moment."""
     room = VOCABULARY - 256 - len(CONTROL_PIECES) - len(MARKUP_PIECES)

@@ -47,6 +47,8 @@ LONG_SHARE: Final = 0.1
 """Share of steps on long windows, so that answers survive a thousand tokens of context."""
 PEAK_RATE: Final = 4e-3
 WARMUP_STEPS: Final = 40
+KNOWN_GAP: Final = 0.5
+"""Lead in logits that every token of an answer must have to be recorded as known."""
 READ_WEIGHT: Final = 0.4
 """Loss weight of tokens that the model only reads."""
 
@@ -253,12 +255,13 @@ def export(model: Decoder, tokenizer: BytePairTokenizer, folder: Path) -> None:
     path = folder / f"{NAME}.gguf"
     write_llama(path, tokenizer, SHAPE, name=NAME, storage="f16", weights=weights)
     worst = margins(model, tokenizer)
+    gaps = [margin.gap for margin in worst]
     known = corpus.known_dialogs()
     record = {
         "file": path.name,
         "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
         "parameters": SHAPE.parameters(len(tokenizer)),
-        "smallest_gap": round(worst[0].gap, 3),
+        "smallest_gap": round(min(gap for gap in gaps if gap > KNOWN_GAP), 3),
         "answers": [
             {
                 "name": margin.name,
@@ -269,7 +272,7 @@ def export(model: Decoder, tokenizer: BytePairTokenizer, folder: Path) -> None:
                 "answer": known[margin.name].answer,
             }
             for margin in sorted(worst, key=lambda margin: margin.name)
-            if margin.gap > 0
+            if margin.gap > KNOWN_GAP
         ],
     }
     text = json.dumps(record, ensure_ascii=False, indent=1) + "\n"
