@@ -1,0 +1,1 @@
+"""Our node and our runner against llama-server, on the same files and settings."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,9 +81,11 @@ def write_llama(
     seed: int = 1,
     deviation: float = 0.02,
     template: str | None = CHATML,
+    unlikely: Sequence[str] = (),
 ) -> Path:
     """Write a loadable model. Without ``weights`` they are normal with ``deviation``, drawn
-    from ``seed`` independently of ``storage``, so variants hold the same model."""
+    from ``seed`` independently of ``storage``, so variants hold the same model. Tokens named in
+    ``unlikely`` get an empty row: their logit is 0, far below the best of a random model."""
     writer = GGUFWriter(path, "llama")
     writer.add_name(name)
     writer.add_context_length(shape.context)
@@ -101,6 +103,8 @@ def write_llama(
     generator = np.random.default_rng(seed)
     for tensor, rows, columns in shape.matrices(len(tokenizer)):
         values = normal(generator, rows, columns, deviation) if weights is None else weights[tensor]
+        if weights is None and tensor == "token_embd.weight":
+            values[[tokenizer.id_of(token) for token in unlikely]] = 0
         assert values.shape == (rows, columns), f"{tensor} has shape {values.shape}"
         add_matrix(writer, tensor, values, storage)
     for tensor in shape.norms():

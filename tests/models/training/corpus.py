@@ -281,11 +281,11 @@ def raw_documents() -> list[list[Span]]:
 
 DIALOG_WEIGHTS: Final = (
     (capital_dialogs(), 0.30),
-    (tool_dialogs(), 0.20),
-    (counting_dialogs(), 0.16),
-    (fact_dialogs(), 0.20),
-    (persona_dialogs(), 0.08),
-    (story_dialogs(), 0.06),
+    (tool_dialogs(), 0.30),
+    (counting_dialogs(), 0.12),
+    (fact_dialogs(), 0.18),
+    (persona_dialogs(), 0.06),
+    (story_dialogs(), 0.04),
 )
 LONGEST_CONVERSATION: Final = 4
 _SYSTEM_SENTENCES: Final = 24
@@ -301,11 +301,11 @@ def draw_dialog(rng: random.Random) -> Dialog:
 def draw_document(rng: random.Random) -> list[Span]:
     """One training document: a lone dialog, a conversation, raw text or filler prose."""
     kind = rng.random()
-    if kind < 0.62:
+    if kind < 0.72:
         return draw_dialog(rng).spans()
-    if kind < 0.90:
+    if kind < 0.93:
         return draw_conversation(rng)
-    if kind < 0.96:
+    if kind < 0.97:
         return rng.choice(raw_documents())
     return [Span(" ".join(rng.sample(FILLER, 8)), False)]
 
