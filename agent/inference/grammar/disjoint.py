@@ -51,12 +51,50 @@ def generated_types(schema: Flat, path: str) -> tuple[str, ...]:
 
 def distinguish(document: Document, branches: list[Flat], path: str) -> tuple[int, int] | None:
     """Two branches (by index) that may both hold; None when all exclude each other."""
+    if _tagged(document, branches, path):
+        return None
     for i, first in enumerate(branches):
         for j, second in enumerate(branches):
             document.step(path)
             if i != j and not _excludes(document, first, second, path):
                 return min(i, j), max(i, j)
     return None
+
+
+def _tagged(document: Document, branches: list[Flat], path: str) -> bool:
+    """The common case in linear time: different strings, or a required property that has them."""
+    if _different_strings(branches):
+        return True
+    declared = [properties(branch, path) for branch in branches]
+    wanted = [names(branch, "required", path) for branch in branches]
+    for name in wanted[0] if wanted else ():
+        tags: list[Flat] = []
+        for own, required in zip(declared, wanted, strict=True):
+            tag = own.get(name, True)
+            flat = document.flatten(tag, path) if name in required else True
+            if isinstance(flat, dict):
+                tags.append(flat)
+        objects = all(_makes_objects(branch, path) for branch in branches)
+        if objects and len(tags) == len(branches) and _different_strings(tags):
+            return True
+    return False
+
+
+def _makes_objects(branch: Flat, path: str) -> bool:
+    return not _leaves_open(branch) and generated_types(branch, path) == ("object",)
+
+
+def _different_strings(schemas: list[Flat]) -> bool:
+    """Whether all fixed values of all schemas are strings, and none is in two schemas."""
+    seen: dict[str, int] = {}
+    for index, schema in enumerate(schemas):
+        values = schema.get("enum")
+        if not isinstance(values, list):
+            return False
+        for value in values:
+            if not isinstance(value, str) or seen.setdefault(value, index) != index:
+                return False
+    return True
 
 
 def require_tag(document: Document, branches: list[Flat], path: str) -> list[Flat]:

@@ -24,6 +24,8 @@ CHAIN_LIMIT: Final = 2_000
 """Rules entered one through the other without a character read; 20 000 overflow its stack."""
 COUNT_LIMIT: Final = 2**53
 _BLOCK: Final = 64
+_INLINE_RANGES: Final = 4
+"""A repeated character class is copied by llama.cpp; larger ones get a rule of their own."""
 
 Range = tuple[int, int]
 
@@ -159,7 +161,7 @@ class Grammar:
             return NEVER if low else EMPTY
         if low == high == 1:
             return item
-        if not isinstance(item, Characters):
+        if not isinstance(item, Characters) or len(item.ranges) > _INLINE_RANGES:
             item = self.define(item)
         if high is None and low <= _BLOCK:
             return Repetition(item, low, None)
@@ -190,7 +192,7 @@ class Grammar:
             block = self.define(Repetition(block, _BLOCK, _BLOCK))
             size *= _BLOCK
         blocks, rest = divmod(count, size)
-        less = self._at_most(item, size - 1)
+        less = self.define(self._at_most(item, size - 1))
         following = self.define(self._at_most(item, rest))
         for _ in range(blocks):
             following = self.define(choose((concatenate(block, following), less)))

@@ -406,10 +406,10 @@ class _Parser:
         negated = self._take("^")
         members: list[Range] = []
         while not self._take("]"):
-            first = self._set_member()
+            first = self._set_member(negated=negated)
             if self._peek() == "-" and self._pattern[self._at + 1 : self._at + 2] not in ("", "]"):
                 self._at += 1
-                last = self._set_member()
+                last = self._set_member(negated=negated)
                 if not _is_single(first) or not _is_single(last):
                     raise self._error("a range between classes")
                 low, high = first[0][0], last[0][0]
@@ -421,12 +421,16 @@ class _Parser:
         wanted = normalise(members)
         return subtract(CODE_POINTS, wanted) if negated else intersect(wanted, CODE_POINTS)
 
-    def _set_member(self) -> tuple[Range, ...]:
+    def _set_member(self, *, negated: bool) -> tuple[Range, ...]:
         character = self._next()
         if not character:
             raise self._error("an unmatched [")
         if character == "\\":
-            return self._escape(in_set=True)
+            members = self._escape(in_set=True)
+            # What a negated set leaves out must be out for every validator.
+            opposite = self._pattern[self._at - 1].upper()
+            is_class = not _is_single(members)
+            return subtract(CODE_POINTS, _CLASSES[opposite]) if negated and is_class else members
         return ((ord(character), ord(character)),)
 
     def _escape(self, *, in_set: bool) -> tuple[Range, ...]:

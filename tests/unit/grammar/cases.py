@@ -251,6 +251,23 @@ CASES = (
         ({}, {"x": None}, {"t": "c"}),
     ),
     Case(
+        "pattern: classes in negated sets",
+        {"type": "string", "pattern": r"^[^\d\s][^\w]$"},
+        ("a-", "é!"),
+        ("1-", " -", "ab", "\u0663-", "aé"),
+    ),
+    Case(
+        "oneOf with a hundred tags",
+        {
+            "oneOf": [
+                _object({"k": {"const": f"k{i}"}, "v": {"type": "integer"}}, "k")
+                for i in range(100)
+            ]
+        },
+        ({"k": "k0"}, {"k": "k99", "v": 1}),
+        ({"k": "k100"}, {"v": 1}),
+    ),
+    Case(
         "oneOf by range",
         {"oneOf": [{"type": "integer", "maximum": 3}, {"type": "integer", "exclusiveMinimum": 3}]},
         (3, 4),

@@ -211,6 +211,10 @@ def test_oversized_schemas_are_refused_quickly(schema: Any) -> None:
         {"type": "array", "items": {"type": "integer"}, "minItems": 5000, "maxItems": 100_000},
         {"type": "array", "prefixItems": [{"type": "null"}] * 900},
         {"anyOf": [{"const": f"value {i}"} for i in range(2_000)]},
+        {
+            "type": "string",
+            "pattern": f"[{''.join(chr(0x4E00 + 2 * i) for i in range(1000))}]{{1,60}}",
+        },
         {"type": "string", "pattern": "^(?:a{1,2000}|(?:bc?){1,5000})$"},
         {"type": "string", "pattern": "^(?:(?:(?:a|b){60}|c){60}|d){60}$"},
         {"type": "integer", "minimum": -(10**300) - 7, "maximum": 10**300 + 3},
