@@ -42,6 +42,7 @@ ADMIN_REFUSED: Final = ErrorAnswer(
     "ADMIN_ONLY",
     "the admin routes need the admin token, or without one a caller on this machine",
 )
+NOT_IMPLEMENTED: Final = 501
 TEXT_TYPE: Final = b"text/plain; charset=utf-8"
 
 _REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._:@/+=-]{1,%d}" % REQUEST_ID_LIMIT)
@@ -201,7 +202,7 @@ class DirectConnection(TrioASGIHTTPConnection):
             if answer is None:
                 _log.exception("handler_failed", route=route.path)
                 answer = internal_error()
-            elif answer.status >= 500:
+            elif answer.status >= 500 and answer.status != NOT_IMPLEMENTED:
                 _log.warning(
                     "request_failed", route=route.path, code=answer.code, reason=str(error)
                 )

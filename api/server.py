@@ -128,9 +128,8 @@ async def serve(
     )
     config = _configuration()
     context = WorkerContext(None)
-    open_connection = partial(
-        _serve_connection, ASGIWrapper(_as_asgi(app)), config, context, send_timeout_s
-    )
+    asgi: ASGIFramework = app
+    open_connection = partial(_serve_connection, ASGIWrapper(asgi), config, context, send_timeout_s)
     async with trio.open_nursery() as connections:
         async with trio.open_nursery() as accepting:
             trio_listener = trio.SocketListener(trio.socket.from_stdlib_socket(listener))
@@ -169,10 +168,6 @@ async def _serve_connection(
     except Exception:
         # One client's connection must not end the others.
         _log.exception("connection_failed")
-
-
-def _as_asgi(app: ASGIFramework) -> ASGIFramework:
-    return app
 
 
 class _QuietLogger(Logger):
