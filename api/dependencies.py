@@ -3,80 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from agent.inference.options import OptionValue
-from agent.inference.request import InferenceService, JsonValue, Message
-from agent.models.installed import Capability, InstalledModel
+from agent.inference.request import InferenceService
+from agent.models.create_request import CreateProgress, CreateRequest
+from agent.models.installed import InstalledModel
+from agent.models.show import ShowDetails
 from agent.settings import Settings
 from agent.telemetry.metrics import Metrics
-
-
-@dataclass(frozen=True, slots=True)
-class TensorDetails:
-    """One tensor of a GGUF file; ``shape`` in GGUF order."""
-
-    name: str
-    type: str
-    shape: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ShowDetails:
-    """Everything ``/api/show`` tells about one model. Texts are empty when absent."""
-
-    model: InstalledModel
-    modelfile: str
-    parameters: str
-    template: str
-    system: str
-    license: str
-    messages: tuple[Message, ...]
-    model_info: Mapping[str, JsonValue]
-    projector_info: Mapping[str, JsonValue]
-    tensors: tuple[TensorDetails, ...]
-    """Empty unless verbose."""
-    capabilities: frozenset[Capability]
-    modified_at_s: float
-    renderer: str
-    parser: str
-    requires: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CreateRequest:
-    """A model to write: its layers, and what each inherits or replaces.
-
-    ``None`` inherits from ``from_``; an empty ``system`` removes the inherited one. ``files`` and
-    ``adapters`` map relative file names to ``sha256:`` digests of blobs already in the store.
-    """
-
-    model: str
-    from_: str | None = None
-    files: Mapping[str, str] = field(default_factory=dict[str, str])
-    adapters: Mapping[str, str] = field(default_factory=dict[str, str])
-    template: str | None = None
-    licenses: tuple[str, ...] = ()
-    system: str | None = None
-    parameters: Mapping[str, OptionValue] = field(default_factory=dict[str, OptionValue])
-    messages: tuple[Message, ...] = ()
-    quantize: str = ""
-    renderer: str = ""
-    parser: str = ""
-    requires: str = ""
-    info: Mapping[str, object] = field(default_factory=dict[str, object])
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CreateProgress:
-    """One step of a create; sizes in bytes, 0 where a step has none."""
-
-    status: str
-    digest: str = ""
-    total: int = 0
-    completed: int = 0
 
 
 class ModelCatalog(Protocol):

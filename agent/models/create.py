@@ -133,7 +133,7 @@ def commit(store: Store, made: Plan) -> None:
 
 
 def _from_model(store: Store, name: ModelName, request: CreateRequest) -> Plan:
-    assert request.from_ is not None  # noqa: S101
+    assert request.from_ is not None
     try:
         wanted = parse_name(request.from_)
     except InvalidName:

@@ -10,9 +10,10 @@ import msgspec
 
 from agent.inference.errors import NotAvailable
 from agent.inference.options import OptionValue
+from agent.models.create_request import CreateProgress, CreateRequest
 from agent.models.errors import InvalidName
 from agent.models.names import parse_name
-from api.dependencies import ApiDependencies, CreateProgress, CreateRequest
+from api.dependencies import ApiDependencies
 from api.errors import bad_request, invalid_model_name
 from api.exchange import Exchange
 from api.json_body import BodyReader

@@ -7,7 +7,8 @@ from typing import Final
 import msgspec
 
 from agent.inference.request import JsonValue, Message
-from api.dependencies import ApiDependencies, ShowDetails
+from agent.models.show import ShowDetails
+from api.dependencies import ApiDependencies
 from api.errors import model_required
 from api.exchange import Exchange
 from api.json_body import BodyReader

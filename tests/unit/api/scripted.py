@@ -42,7 +42,7 @@ from api.dependencies import (
     CreateRequest,
     NodeFacts,
     ShowDetails,
-    TensorDetails,
+
 )
 
 NOW_NS = 1_790_000_000_123_456_789
