@@ -64,7 +64,7 @@ def converse(url: str, model: str, question: str) -> None:
             with resources.as_file(resources.files("agent.builtin") / MODEL_FILE) as path:
                 _install(client, model, Path(path))
         print(f"model     {model}\nquestion  {question}\nanswer    ", end="", flush=True)
-        stream = client.chat(
+        stream = client.chat(  # pyright: ignore[reportUnknownMemberType]
             model=model,
             messages=[{"role": "user", "content": question}],
             options={"temperature": 0, "num_predict": ANSWER_LIMIT_TOKENS},

@@ -19,8 +19,8 @@ def _holder(port: int) -> str:
     except psutil.Error:
         return "another process"
     for connection in connections:
-        listening = connection.status == psutil.CONN_LISTEN and connection.laddr
-        if listening and connection.laddr.port == port and connection.pid is not None:
+        listening = connection.status == psutil.CONN_LISTEN
+        if listening and connection.laddr and connection.laddr[1] == port and connection.pid:
             return _process(connection.pid)
     return "another process (of another user, so its name is not visible)"
 

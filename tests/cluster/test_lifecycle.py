@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -34,7 +34,7 @@ def store(tmp_path_factory: pytest.TempPathFactory, model_library: ModelLibrary)
 
 
 @contextmanager
-def stream(node: LiveNode, tokens: int) -> Iterator[http.client.HTTPResponse]:
+def stream(node: LiveNode, tokens: int) -> Generator[http.client.HTTPResponse]:
     """A generation whose first line has been read, so its runner is at work."""
     connection = http.client.HTTPConnection("127.0.0.1", node.port, timeout=LIMIT_S)
     body = {

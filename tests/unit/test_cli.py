@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -48,7 +48,7 @@ class _Health(http.server.BaseHTTPRequestHandler):
 
 
 @contextmanager
-def health_server(answer: bytes, code: int = 200) -> Iterator[int]:
+def health_server(answer: bytes, code: int = 200) -> Generator[int]:
     handler = type("Handler", (_Health,), {"answer": answer, "code": code})
     with http.server.HTTPServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
