@@ -10,4 +10,4 @@ NAME: Final = "llamesh-tiny"
 MODEL_PATH: Final = Path(__file__).with_name("llamesh-tiny.gguf")
 ANSWERS_PATH: Final = Path(__file__).with_name("llamesh-tiny.json")
 """Digest and greedy answers, as the training script recorded them."""
-SHA256: Final = "10ea016708370cfe529417c41a078ea51df3c427719057639f1a867098585f7a"
+SHA256: Final = "6fba5f6c9e50da5ccd98af845c9473fa1b0f9fd54493f4dfc5737da8c44278b4"
