@@ -28,6 +28,7 @@ from agent.inference.request import (
     GenerateEvent,
     GenerateRequest,
     TextDelta,
+    TextPrompt,
     TokenLogprob,
 )
 from agent.models.installed import InstalledModel
@@ -181,6 +182,8 @@ class Answer:
         return self._finished(prompt, delta.finish)
 
     def _finished(self, prompt: PreparedPrompt, reason: DoneReason) -> Finished:
+        asked = self.request.prompt
+        is_raw = isinstance(asked, TextPrompt) and asked.raw
         return Finished(
             reason=reason,
             prompt_tokens=len(prompt.tokens),
@@ -190,7 +193,7 @@ class Answer:
             load_ns=self.load_ns,
             prompt_ns=self.stopwatch.prompt_ns,
             eval_ns=self.stopwatch.eval_ns,
-            context=(*prompt.tokens, *self.ledger.tokens),
+            context=() if is_raw else (*prompt.tokens, *self.ledger.tokens),
         )
 
     def _frame(self, prompt: PreparedPrompt, lease: RunnerLease) -> Generate:

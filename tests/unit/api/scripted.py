@@ -25,6 +25,7 @@ from agent.inference.request import (
     TextPrompt,
     TokenLogprob,
 )
+from agent.models.create_request import CreateProgress, CreateRequest
 from agent.models.errors import (
     BlobNotFound,
     CreateRejected,
@@ -34,16 +35,10 @@ from agent.models.errors import (
 )
 from agent.models.installed import GgufSummary, InstalledModel
 from agent.models.names import parse_name
+from agent.models.show import ShowDetails, TensorDetails
 from agent.settings import Settings
 from agent.telemetry.metrics import Metrics
-from api.dependencies import (
-    ApiDependencies,
-    CreateProgress,
-    CreateRequest,
-    NodeFacts,
-    ShowDetails,
-
-)
+from api.dependencies import ApiDependencies, NodeFacts
 
 NOW_NS = 1_790_000_000_123_456_789
 
