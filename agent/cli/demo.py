@@ -8,17 +8,15 @@ import shlex
 import sys
 import tempfile
 from collections.abc import Mapping
-from importlib import resources
 from pathlib import Path
 from typing import Final
 
 import trio
 
-from agent import config
+from agent import builtin, config
 from agent.cli.main import UserError
 from agent.cli.serve import serve_configured
 
-MODEL_FILE: Final = "llamesh-tiny.gguf"
 QUESTION: Final = "What is the capital of France?"
 ANSWER_LIMIT_TOKENS: Final = 64
 
@@ -61,8 +59,7 @@ def converse(url: str, model: str, question: str) -> None:
         if model not in {
             str(entry.model).removesuffix(":latest") for entry in client.list().models
         }:
-            with resources.as_file(resources.files("agent.builtin") / MODEL_FILE) as path:
-                _install(client, model, Path(path))
+            _install(client, model, builtin.MODEL_PATH)
         print(f"model     {model}\nquestion  {question}\nanswer    ", end="", flush=True)
         stream = client.chat(  # pyright: ignore[reportUnknownMemberType]
             model=model,
