@@ -10,7 +10,8 @@ import pynvml
 import pytest
 
 import agent.inference.devices as devices
-from agent.inference.devices import BackendDevice, SystemProbe, ask_backend, host_device, merge_gpus
+from agent.inference.backends import BackendDevice
+from agent.inference.devices import SystemProbe, ask_backend, host_device, merge_gpus
 from agent.inference.nvml import NvmlGpu, nvml_gpus, nvml_process_bytes
 
 CARD = {"name": "CUDA0", "description": "Big", "bus_id": "0000:3b:00.0",
