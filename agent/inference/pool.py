@@ -644,7 +644,8 @@ class RunnerPool:
             [
                 ThreadClaim(
                     runner_id=runner.runner_id,
-                    cap=runner.thread_cap,
+                    # A load cannot be told to shrink, so it starts with one and grows when ready.
+                    cap=runner.thread_cap if runner.facts is not None else 1,
                     on_gpu=runner.plan is not None and runner.plan.fully_on_gpu,
                 )
                 for runner in live
