@@ -300,11 +300,11 @@ def test_every_request_ends_once_and_memory_and_threads_are_never_exceeded(
         host.load_s, host.stop_s = rng.choice([0.0, 2.0]), rng.choice([0.0, 0.5])
 
         def failing(process, frame):
-            match rng.randint(0, 9):
-                case 0:
-                    return LoadCrashed("m", "reading weights", "SIGSEGV")
-                case 1:
-                    return LoadFailed("m", "creating context", "failed to allocate")
+            throw = rng.randint(0, 9)
+            if throw == 0:
+                return LoadCrashed("m", "reading weights", "SIGSEGV")
+            if throw == 1:
+                return LoadFailed("m", "creating context", "failed to allocate")
             return None
 
         for name in "abcde":

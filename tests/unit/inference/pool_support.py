@@ -74,7 +74,7 @@ def model(
 
 def settings(home: Path = Path("/nowhere"), **changes: object) -> Settings:
     base = Settings(home=home, models=home / "models", node_name="node", cpu_threads=4)
-    return replace(base, **changes)  # type: ignore[arg-type]
+    return replace(base, **changes)
 
 
 def inventory(
