@@ -494,6 +494,7 @@ class RunnerPool:
                     # No lease is granted from here on; it may end a while before it is gone.
                     runner.state = "stopping"
                     runner.wake.set()
+                    self._share_threads()
                     with trio.CancelScope(shield=True):
                         exit_text = await process.stop()
                     nursery.cancel_scope.cancel()
@@ -638,7 +639,8 @@ class RunnerPool:
 
     def _share_threads(self) -> None:
         """Divide the CPU threads anew and tell the runners whose share changed."""
-        live = [runner for runner in self._runners() if runner.plan is not None]
+        # One that stops is idle or dead: it computes nothing and cannot be told anything.
+        live = [r for r in self._runners() if r.plan is not None and r.state != "stopping"]
         shares = share_threads(
             self._settings.cpu_threads,
             [
