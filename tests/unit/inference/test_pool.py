@@ -118,7 +118,7 @@ async def test_threads_are_changed_on_the_live_runner_without_a_reload(autojump_
         await _touch(pool, model())
         await _touch(pool, model(), Options(num_thread=2))
         assert len(host.processes) == 1
-        assert host.processes[0].threads == [4, 2]
+        assert host.processes[0].threads == [1, 4, 2]
 
 
 async def test_threads_of_all_runners_never_exceed_the_budget(autojump_clock):
