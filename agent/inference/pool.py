@@ -265,6 +265,9 @@ class RunnerPool:
             if lane.tickets and not self._closed:
                 self._start(lane, lane.tickets[0])
             return
+        if runner.process is not None and not runner.process.alive:
+            # Its requests can be here again before ``_watch`` has had its turn.
+            self._note_death(runner, runner.process, "the runner process ended")
         if runner.state != "ready":
             if not lane.tickets and runner.state != "stopping":
                 runner.scope.cancel()
@@ -579,7 +582,10 @@ class RunnerPool:
                 await runner.wake.wait()
 
     async def _watch(self, runner: PooledRunner, process: RunnerProcess) -> None:
-        reason = await process.wait_ended()
+        self._note_death(runner, process, await process.wait_ended())
+
+    def _note_death(self, runner: PooledRunner, process: RunnerProcess, reason: str) -> None:
+        """Lease a runner that died while it was ready to nobody any more."""
         if runner.state == "ready":
             runner.state = "stopping"
             runner.death = reason

@@ -54,6 +54,11 @@ class RunnerProcess(Protocol):
         """The latest figures the runner sent."""
         ...
 
+    @property
+    def alive(self) -> bool:
+        """Neither the process nor its channel is known to have ended."""
+        ...
+
     async def serve(self) -> None:
         """Move frames and watch the process until it ends."""
         ...
@@ -206,6 +211,11 @@ class ChildProcess:
     def statistics(self) -> Statistics | None:
         """The latest figures the runner sent."""
         return self._channel.statistics
+
+    @property
+    def alive(self) -> bool:
+        """Neither the process nor its channel is known to have ended."""
+        return not self._exited.is_set() and not self._channel.ended
 
     async def serve(self) -> None:
         """Move frames and watch the process; returns when it has ended. When cancelled, the

@@ -45,9 +45,9 @@ def known_body(name: str, **more: Any) -> Json:
 
 def text_of(lines: list[Json]) -> str:
     """The answer's text in whole or streamed objects of either route."""
+    assert not any("error" in line for line in lines), lines[-1]
     return "".join(
-        line["message"]["content"] if "message" in line else line.get("response", "")
-        for line in lines
+        line["message"]["content"] if "message" in line else line["response"] for line in lines
     )
 
 

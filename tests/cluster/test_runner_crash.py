@@ -50,7 +50,6 @@ async def answer_over_a_crash(asker: Asker, path: str, body: Json, *, after: int
             lines = await stream.rest()
         if asker.log_count("runner_lost") > lost:
             return lines
-        print("TOO LATE", len(lines))
     raise AssertionError(f"{ATTEMPTS} answers ended before the runner could be killed")
 
 

@@ -180,6 +180,10 @@ class ScriptedProcess:
     def statistics(self) -> Statistics | None:
         return None
 
+    @property
+    def alive(self) -> bool:
+        return not self.ended.is_set()
+
     async def serve(self) -> None:
         await self.ended.wait()
 
