@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import cache
 from typing import Any, Final
@@ -54,20 +55,19 @@ def text_of(lines: list[Json]) -> str:
 class Stream:
     """An answer being read line by line; ``seen`` keeps what was read."""
 
-    def __init__(self, response: httpx.Response) -> None:
-        self.response = response
+    def __init__(self, status: int, lines: trio.MemoryReceiveChannel[Json]) -> None:
+        self.status = status
         self.seen: list[Json] = []
-        self._lines: AsyncIterator[str] = response.aiter_lines()
+        self._lines = lines
 
     async def line(self) -> Json:
-        read = json.loads(await anext(self._lines))
-        self.seen.append(read)
-        return read
+        self.seen.append(await self._lines.receive())
+        return self.seen[-1]
 
     async def rest(self) -> list[Json]:
         """Read to the end; returns everything seen since the start."""
-        async for text in self._lines:
-            self.seen.append(json.loads(text))
+        async for line in self._lines:
+            self.seen.append(line)
         return self.seen
 
 
@@ -102,7 +102,19 @@ class Asker:
             if response.status_code != 200:
                 await response.aread()
                 raise AssertionError((response.status_code, response.text))
-            yield Stream(response)
+            sender, receiver = trio.open_memory_channel[Json](math.inf)
+
+            async def read() -> None:
+                # In a task of its own that waits nowhere else, since httpx's iterators may only
+                # be left by their end or by cancellation.
+                with sender:
+                    async for line in response.aiter_lines():
+                        sender.send_nowait(json.loads(line))
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(read)
+                yield Stream(response.status_code, receiver)
+                nursery.cancel_scope.cancel()
 
     async def runners(self) -> list[Json]:
         return (await self.http.get("/api/ps")).json()["models"]
@@ -112,6 +124,12 @@ class Asker:
         name = model if ":" in model else f"{model}:latest"
         (row,) = [row for row in await self.runners() if row["name"] == name]
         return row
+
+    async def until_true(self, wanted: Callable[[], Any]) -> None:
+        """Wait for something that only looking can tell, such as a line of the log."""
+        with trio.fail_after(LIMIT_S):
+            while not wanted():  # noqa: ASYNC110
+                await trio.sleep(POLL_S)
 
     async def until(self, wanted: Callable[[list[Json]], Any]) -> list[Json]:
         """Look at ``/api/ps`` until ``wanted`` is true of its rows; returns them."""
@@ -156,7 +174,7 @@ async def asking(node: LiveNode) -> AsyncGenerator[Asker]:
 
 
 @contextmanager
-def halted(pid: int):
+def halted(pid: int) -> Generator[None]:
     """A process that does nothing inside, and goes on afterwards unless it has ended."""
     os.kill(pid, signal.SIGSTOP)
     try:

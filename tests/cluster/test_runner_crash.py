@@ -78,7 +78,9 @@ async def test_a_stream_goes_on_over_a_crash_and_gives_the_known_answer(
 @pytest.mark.parametrize(
     "more",
     [
-        pytest.param({"options": {"temperature": 1.5, "seed": 11, "num_predict": 300}}, id="seeded"),
+        pytest.param(
+            {"options": {"temperature": 1.5, "seed": 11, "num_predict": 300}}, id="seeded"
+        ),
         pytest.param({"options": GREEDY | {"num_predict": 400}, "format": NUMBERS}, id="schema"),
         pytest.param(
             {
@@ -136,7 +138,7 @@ async def test_a_request_that_loses_two_runners_ends_with_an_error_line(node: Li
             second = next(row["pid"] for row in rows if row["name"].startswith(CHAT))
             os.kill(second, signal.SIGKILL)
             lines = await stream.rest()
-        assert stream.response.status_code == 200
+        assert stream.status == 200
         assert lines[-1]["error"] == RUNNER_DIED
         assert not any(line.get("done") for line in lines)
         assert whole["response"].startswith(text_of(lines[:-1]))

@@ -49,6 +49,8 @@ class LiveNode:
     environment: Mapping[str, str] = field(default_factory=dict[str, str])
     port: int = field(default_factory=free_port)
     ready_limit_s: float = READY_LIMIT_S
+    prefix: tuple[str, ...] = ()
+    """A command that execs the node, such as one that takes rights away first."""
     process: subprocess.Popen[bytes] | None = field(default=None, init=False)
 
     @property
@@ -75,7 +77,7 @@ class LiveNode:
         self.home.mkdir(parents=True, exist_ok=True)
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "agent", "serve", *self.arguments],
+                [*self.prefix, sys.executable, "-m", "agent", "serve", *self.arguments],
                 cwd=_REPOSITORY,
                 env=self._variables(),
                 stdin=subprocess.DEVNULL,
