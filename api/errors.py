@@ -12,6 +12,7 @@ from typing import Any, Final, Literal, cast
 
 import msgspec
 
+from agent.inference.chat.errors import TemplateError
 from agent.inference.errors import (
     ClientTooSlow,
     EmbeddingTooLong,
@@ -204,6 +205,7 @@ _TABLE: Final = (
     _Row(PromptTooLong, 400, "PROMPT_TOO_LONG", lambda _: _PROMPT_TOO_LONG),
     _Row(InvalidOption, 500, "INVALID_OPTION"),
     _Row(InvalidFormat, 500, "INVALID_FORMAT"),
+    _Row(TemplateError, 400, "INVALID_TEMPLATE", lambda error: f"template error: {error}"),
     _Row(InvalidRequest, 400, "INVALID_REQUEST"),
     _Row(NotAvailable, 501, "NOT_AVAILABLE"),
     _Row(QueueFull, 503, "QUEUE_FULL", lambda _: _QUEUE_FULL),

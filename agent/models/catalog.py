@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -16,8 +17,10 @@ from agent.models.assemble import assemble
 from agent.models.create_request import CreateProgress, CreateRequest
 from agent.models.errors import (
     CreateFailed,
+    InvalidGguf,
     ModelError,
     ModelNotFound,
+    StoreNotWritable,
     UntranslatableDialect,
     UnusableModel,
 )
@@ -35,6 +38,15 @@ RESOLVED_LIMIT: Final = 1024
 
 log = structlog.get_logger()
 _Stamp = tuple[int, int, int]
+
+
+@contextmanager
+def _store_errors_in_words() -> Generator[None]:
+    """Tell what the file system refused as an error of the store."""
+    try:
+        yield
+    except OSError as error:
+        raise StoreNotWritable(f"the store could not be written: {error}") from error
 
 
 def _accept_template(_: str) -> None:
@@ -100,16 +112,19 @@ class Catalog:
 
     async def copy(self, source: str, destination: str) -> None:
         """Another name for the same layers. Raises InvalidName (which name, in its text),
-        ModelNotFound."""
+        ModelNotFound, StoreNotWritable."""
         old, new = parse_name(source), parse_name(destination)
-        async with self._store.lock:
-            await in_thread(self._copy, old, new, source)
+        with _store_errors_in_words():
+            async with self._store.lock:
+                await in_thread(self._copy, old, new, source)
 
     async def delete(self, name: str) -> None:
-        """Remove a name and the layers nobody else uses. Raises InvalidName, ModelNotFound."""
+        """Remove a name and the layers nobody else uses. Raises InvalidName, ModelNotFound,
+        StoreNotWritable."""
         parsed = parse_name(name)
-        async with self._store.lock:
-            await in_thread(self._delete, parsed, name)
+        with _store_errors_in_words():
+            async with self._store.lock:
+                await in_thread(self._delete, parsed, name)
 
     async def has_blob(self, digest: str) -> bool:
         """Raises InvalidDigest."""
@@ -119,8 +134,9 @@ class Catalog:
         self, digest: str, chunks: AsyncIterator[bytes], size_bytes: int | None
     ) -> bool:
         """Store an upload; False when it was there already. Raises InvalidDigest,
-        DigestMismatch, DiskFull. Nothing is left behind when cancelled."""
-        return await self._store.receive_blob(parse_digest(digest), chunks, size_bytes)
+        DigestMismatch, DiskFull, StoreNotWritable. Nothing is left behind when cancelled."""
+        with _store_errors_in_words():
+            return await self._store.receive_blob(parse_digest(digest), chunks, size_bytes)
 
     async def create(self, request: CreateRequest) -> AsyncGenerator[CreateProgress]:
         """Make a model, telling each step. Raises CreateRejected, CreateFailed, NotAvailable,
@@ -164,7 +180,10 @@ class Catalog:
         self, parsed: ModelName, name: str, *, loadable: bool
     ) -> tuple[StoredManifest, InstalledModel]:
         stored = self._find(parsed, name)
-        model = assemble(self._store, self._weights, stored, loadable=loadable)
+        try:
+            model = assemble(self._store, self._weights, stored, loadable=loadable)
+        except InvalidGguf as error:
+            raise InvalidGguf(f"a file of model '{name}' is damaged: {error}") from error
         refusal = self._weights.read(parse_digest(model.weights_digest)).refusal
         if refusal:
             raise UntranslatableDialect(refusal)

@@ -70,6 +70,10 @@ class DiskFull(ModelError):
     """Not enough free space; the message says how much is needed and how much is free."""
 
 
+class StoreNotWritable(ModelError):
+    """The store refused a change, for example because it is read-only; the message says why."""
+
+
 class UnusableModel(ModelError):
     """A model in the store that this node cannot serve; the message says why."""
 

@@ -435,11 +435,10 @@ async def test_a_runner_that_dies_is_replaced_at_the_next_lease(autojump_clock):
 
 
 async def test_a_dead_runner_is_leased_to_nobody_even_before_its_watcher_runs(autojump_clock):
-    async with open_pool() as (pool, host, _):
-        async with pool.lease(model(), OPTIONS):
-            host.processes[0].die("SIGKILL")
-            async with pool.lease(model(), OPTIONS) as second:
-                assert second.runner is host.processes[1].runner
+    async with open_pool() as (pool, host, _), pool.lease(model(), OPTIONS):
+        host.processes[0].die("SIGKILL")
+        async with pool.lease(model(), OPTIONS) as second:
+            assert second.runner is host.processes[1].runner
 
 
 async def test_a_wrong_main_gpu_is_an_option_error(autojump_clock):

@@ -27,6 +27,7 @@ from agent.models.errors import (
     DiskFull,
     InvalidName,
     ModelNotFound,
+    StoreNotWritable,
 )
 from agent.settings import Settings
 from tests.unit.models.ggufs import adapter_file, llama_file, sha256
@@ -575,7 +576,7 @@ async def test_another_agent_on_the_store_is_waited_for(
     monkeypatch.setattr(store, "LOCK_WAIT_S", 0.0)
     with (settings.models / ".llamesh.lock").open("ab") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
-        with pytest.raises(TimeoutError, match="another agent"):
+        with pytest.raises(StoreNotWritable, match="another agent"):
             await catalog.delete("tiny")
         with pytest.raises(CreateFailed, match="another agent"):
             await create(catalog, CreateRequest(model="child", from_="tiny"))
