@@ -49,7 +49,7 @@ async def test_embedding_and_generating_use_runners_of_their_own(autojump_clock)
         await _touch(pool, model("one"))
         await _touch(pool, model("one"), embedding=True)
         assert [p.frame.embedding for p in host.processes] == [False, True]
-        assert host.processes[1].frame.slots == 1
+        assert host.processes[1].frame.slots > 1, "inputs are batched"
 
 
 async def test_concurrent_callers_wait_on_one_load(autojump_clock):
