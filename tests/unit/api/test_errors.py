@@ -32,6 +32,7 @@ RUNNER_DIED = (
     "model runner has unexpectedly stopped, this may be due to resource limitations or an "
     "internal error, check ollama server logs for details"
 )
+BOTH_SUFFIXES = "use either :local or :cloud, not both"
 THINK_TYPE = 'think must be a boolean or string ("high", "medium", "low", "max", true, or false)'
 THINK_WORD = 'invalid think value: "x" (must be "high", "medium", "low", "max", true, or false)'
 
@@ -95,8 +96,8 @@ CASES = [
     ("push", {}, 400, "model is required"),
     ("pull", {}, 400, "invalid model name"),
     ("pull", {"model": "a b"}, 400, "invalid model name"),
-    ("generate", {"model": "m:cloud:local"}, 400, "use either :local or :cloud, not both"),
-    ("chat", {"model": "m:20b-cloud:local"}, 400, "use either :local or :cloud, not both"),
+    ("generate", {"model": "m:cloud:local"}, 400, BOTH_SUFFIXES),
+    ("chat", {"model": "m:20b-cloud:local"}, 400, BOTH_SUFFIXES),
     ("chat", {"model": "m:cloud"}, 403, "ollama cloud is disabled: remote model is unavailable"),
     (
         "generate", {"model": "m:20b-cloud"}, 403,
@@ -183,6 +184,22 @@ CASES = [
     ("create", {"model": "new"}, 400, "neither 'from' or 'files' was specified"),
     ("create", {"model": "new", "files": {"a": "md5:1"}}, 400, "invalid digest format"),
     ("create", {"model": "new", "files": {"a": DIGEST}}, 400, f'blob "{DIGEST}" not found'),
+    ("pull", {"model": "m:cloud"}, 403, "ollama cloud is disabled: remote model is unavailable"),
+    (
+        "create", {"model": "new", "from": "m:cloud"}, 403,
+        "ollama cloud is disabled: remote model is unavailable",
+    ),
+    (
+        "create", {"model": "m:cloud", "from": "chat"}, 400,
+        'invalid model name: names in "cloud" mean hosted models',
+    ),
+    (
+        "copy", {"source": "chat", "destination": "m:20b-cloud"}, 400,
+        'destination "m:20b-cloud" is invalid: names in "cloud" mean hosted models',
+    ),
+    ("copy", {"source": "m:cloud", "destination": "y"}, 404, 'model "m:cloud" not found'),
+    ("copy", {"source": "m:cloud:local", "destination": "y"}, 400, BOTH_SUFFIXES),
+    ("create", {"model": "m:local:cloud", "from": "chat"}, 400, BOTH_SUFFIXES),
     ("experimental/web_search", {}, 403, "ollama cloud is disabled: web search is unavailable"),
 ]  # fmt: skip
 
