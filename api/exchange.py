@@ -44,8 +44,8 @@ class Exchange:
 
     __slots__ = (
         "_answered", "_body_complete", "_receive", "_scope", "_send", "_wire", "answer_headers",
-        "argument", "gone", "headers", "line_of_error", "method", "path", "peer", "principal",
-        "request_id", "started", "status",
+        "argument", "error", "gone", "headers", "line_of_error", "method", "path", "peer",
+        "principal", "request_id", "started", "status",
     )  # fmt: skip
 
     def __init__(
@@ -80,6 +80,8 @@ class Exchange:
         self.gone = False
         """The client went away while the handler worked."""
         self.line_of_error: LineOfError | None = None
+        self.error: ErrorAnswer | None = None
+        """The error that was told, for the log and the metrics."""
 
     def header(self, name: bytes) -> str:
         """A request header, empty when absent; ``name`` in lower case."""
@@ -196,6 +198,7 @@ class Exchange:
 
     async def reply_error(self, answer: ErrorAnswer, now_ns: int) -> None:
         """Tell an error: as the answer, or as the last line of a stream that has begun."""
+        self.error = answer
         body = answer.body(request_id=self.request_id, now_ns=now_ns)
         if not self.started:
             headers: Headers = []

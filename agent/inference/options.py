@@ -116,8 +116,11 @@ def _checked(name: str, value: OptionValue) -> object:
 
 def _integer(name: str, value: OptionValue) -> int:
     # JSON has one number type: 2.0 is an integer to Ollama, and so it is here.
-    whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
-    if isinstance(value, bool) or not whole:
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, (int, float))
+        or (isinstance(value, float) and not value.is_integer())
+    ):
         raise InvalidOption(f'option "{name}" must be of type integer')
     number = int(value)
     if name == "seed":
