@@ -1,15 +1,17 @@
 # Every target sets up .venv first (see requirements/bootstrap.py); nothing else is touched.
 BIN := .venv/bin
+PYTEST := $(BIN)/python -m pytest --quiet --exitfirst
 COMPILE := $(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-header --quiet
 step = @printf '%s\n' '== $(1)'
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format bench lock clean
+.PHONY: help setup demo test soak lint format bench lock clean
 
 help:
 	@echo 'make demo    start a node with the built-in model and ask it something'
-	@echo 'make test    format, lint, types, then unit, property, contract and cluster tests'
+	@echo 'make test    format, lint, types, then every test'
+	@echo 'make soak    longer runs of what make test samples'
 	@echo 'make lint    only format, lint and types'
 	@echo 'make format  rewrite the sources in the project format'
 	@echo 'make bench   measure against llama-server'
@@ -36,15 +38,18 @@ format: setup
 	@$(BIN)/ruff check --quiet --fix .
 
 test: lint
-	$(call step,unit tests)
-	@$(BIN)/python -m pytest --quiet --exitfirst tests/unit
-	$(call step,property tests)
-	@$(BIN)/python -m pytest --quiet --exitfirst tests/property
-	$(call step,contract tests)
-	@$(BIN)/python -m pytest --quiet --exitfirst tests/contract
-	$(call step,cluster tests)
-	@$(BIN)/python -m pytest --quiet --exitfirst tests/cluster
+	$(call step,unit and property tests)
+	@$(PYTEST) tests/unit tests/property tests/models tests/benchmarks
+	$(call step,engine tests)
+	@$(PYTEST) tests/engine
+	$(call step,contract and cluster tests)
+	@$(PYTEST) tests/contract tests/cluster
+	$(call step,hostile files)
+	@$(PYTEST) tests/hostile
 	@echo '== all tests passed'
+
+soak: setup
+	@LLAMESH_HOSTILE=all $(PYTEST) tests/hostile
 
 bench: setup
 	@$(BIN)/python -m tests.benchmarks

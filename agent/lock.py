@@ -49,6 +49,9 @@ def agent_lock(home: Path) -> Generator[None]:
         os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
         yield
     finally:
+        # A child being spawned right now may share the descriptor until its exec: closing alone
+        # would leave the lock with it for that moment.
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
         os.close(descriptor)
 
 

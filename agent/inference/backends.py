@@ -14,10 +14,19 @@ from typing import Final
 
 import msgspec
 
-from agent.inference.devices import BackendDevice
-
 _GPU: Final = 1
 _INTEGRATED_GPU: Final = 2
+
+
+class BackendDevice(msgspec.Struct, frozen=True, kw_only=True):
+    """A GPU as the installed llama.cpp build reports it."""
+
+    name: str
+    description: str
+    bus_id: str
+    """PCI address, or empty."""
+    free_bytes: int
+    total_bytes: int
 
 
 class _Properties(ctypes.Structure):

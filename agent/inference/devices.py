@@ -14,6 +14,7 @@ import psutil
 import structlog
 import trio
 
+from agent.inference.backends import BackendDevice
 from agent.inference.inventory import Device, Inventory
 from agent.inference.nvml import NvmlGpu, bus_key, nvml_gpus, nvml_process_bytes
 
@@ -22,17 +23,6 @@ log = structlog.get_logger()
 BACKEND_TIMEOUT_S: Final = 60.0
 BACKEND_COMMAND: Final = (sys.executable, "-m", "agent.inference.backends")
 _CGROUP: Final = Path("/sys/fs/cgroup")
-
-
-class BackendDevice(msgspec.Struct, frozen=True, kw_only=True):
-    """A GPU as the installed llama.cpp build reports it."""
-
-    name: str
-    description: str
-    bus_id: str
-    """PCI address, or empty."""
-    free_bytes: int
-    total_bytes: int
 
 
 class DeviceProbe(Protocol):

@@ -102,3 +102,30 @@ def without_runners(
         tuple(r for r in reservations if r.runner_id not in ended),
         freed,
     )
+
+
+def measured_reservations(
+    runner_id: str,
+    estimate: Sequence[Claim],
+    measured_bytes: Mapping[str, int],
+    room_bytes: Mapping[str, int],
+    growth: Claim,
+) -> tuple[Reservation, Reservation]:
+    """What a loaded runner holds, in place of its estimate, and what it may still grow by.
+
+    ``estimate`` includes ``growth``; a device without a measurement keeps its estimate.
+    ``room_bytes`` is capacity less what others hold: no sum may exceed it.
+    """
+    room = dict(room_bytes)
+    held: list[Claim] = []
+    for claim in estimate:
+        still_to_come = growth.size_bytes if claim.device_id == growth.device_id else 0
+        size = measured_bytes.get(claim.device_id, claim.size_bytes - still_to_come)
+        size = max(0, min(size, room.get(claim.device_id, 0)))
+        room[claim.device_id] = room.get(claim.device_id, 0) - size
+        held.append(Claim(claim.device_id, size))
+    left = max(0, min(growth.size_bytes, room.get(growth.device_id, 0)))
+    return (
+        Reservation(runner_id=runner_id, claims=tuple(held), visible=True),
+        Reservation(runner_id=runner_id, claims=(Claim(growth.device_id, left),)),
+    )

@@ -265,7 +265,10 @@ def _plan_context(
     inventory: Inventory,
     reservations: Sequence[Reservation],
 ) -> LoadPlan | Refusal:
-    exact_slots = 1 if wish.embedding else max(0, settings.num_parallel)
+    if wish.embedding:
+        # Inputs that share a pass share its cells too, so slots cost next to nothing here.
+        return _place(wish, context, SLOT_LIMIT, context, settings, inventory, reservations)
+    exact_slots = max(0, settings.num_parallel)
     slots = exact_slots or 1
     plan = _place(wish, context, slots, context * slots, settings, inventory, reservations)
     if isinstance(plan, Refusal) or exact_slots:

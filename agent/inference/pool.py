@@ -8,9 +8,9 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import chain, count
-from typing import Final, Literal
+from typing import Final
 
 import structlog
 import trio
@@ -41,7 +41,8 @@ from agent.inference.errors import (
     NotAvailable,
     QueueFull,
 )
-from agent.inference.inventory import Claim, Inventory, Reservation
+from agent.inference.inventory import Claim, Inventory, Reservation, measured_reservations
+from agent.inference.lanes import Lane, PooledRunner, Ticket
 from agent.inference.lease import Runner
 from agent.inference.memory import LOWER_CONTEXTS, LoadPlan, LoadWish, Refusal
 from agent.inference.options import Options
@@ -58,76 +59,6 @@ log = structlog.get_logger()
 MEMORY_RETURN_S: Final = 5.0
 """How long a driver may take to show an ended process's memory as free."""
 MEMORY_POLL_S: Final = 0.25
-
-_State = Literal["waiting", "starting", "loading", "ready", "stopping"]
-
-
-@dataclass(eq=False, slots=True, kw_only=True)
-class _Ticket:
-    """One request that waits for a runner; ends with a runner or an error, once."""
-
-    model: InstalledModel
-    options: Options
-    done: trio.Event = field(default_factory=trio.Event)
-    runner: _Runner | None = None
-    error: InferenceError | None = None
-
-    def grant(self, runner: _Runner) -> None:
-        self.runner = runner
-        self.done.set()
-
-    def fail(self, error: InferenceError) -> None:
-        self.error = error
-        self.done.set()
-
-
-@dataclass(eq=False, slots=True, kw_only=True)
-class _Runner:
-    """One runner from the wish for it to its end."""
-
-    runner_id: str
-    model: InstalledModel
-    options: Options
-    session_s: float
-    embedding: bool
-    state: _State = "waiting"
-    plan: LoadPlan | None = None
-    """Set once room is reserved."""
-    promised: tuple[Claim, ...] = ()
-    """What it will reserve when its turn comes."""
-    process: RunnerProcess | None = None
-    facts: ModelFacts | None = None
-    progress: LoadProgress | None = None
-    leases: int = 0
-    closing: bool = False
-    death: str = ""
-    thread_cap: int = 0
-    threads: int = 0
-    last_used_s: float = 0.0
-    expires_at_s: float = math.inf
-    labels: tuple[str, str] | None = None
-    """Under which its metrics are shown."""
-    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
-    wake: trio.Event = field(default_factory=trio.Event)
-
-    def close_when_idle(self) -> None:
-        """Take no more leases and end with the last."""
-        self.closing = True
-        self.wake.set()
-
-    @property
-    def slots(self) -> int:
-        return self.facts.slots if self.facts is not None else 0
-
-
-@dataclass(eq=False, slots=True)
-class _Lane:
-    """All requests for one runner key, first come first served, and its runner if any."""
-
-    key: RunnerKey
-    runner_id: str
-    tickets: deque[_Ticket] = field(default_factory=deque[_Ticket])
-    runner: _Runner | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,9 +94,9 @@ class RunnerPool:
         self._metrics = metrics
         self._build_id = build_id
         self._wall = wall
-        self._lanes: dict[RunnerKey, _Lane] = {}
+        self._lanes: dict[RunnerKey, Lane] = {}
         self._reservations: dict[str, tuple[Reservation, ...]] = {}
-        self._room_queue: list[_Runner] = []
+        self._room_queue: list[PooledRunner] = []
         self._host_id = ""
         self._capacity: dict[str, int] = {}
         self._planning = trio.Lock()
@@ -233,7 +164,7 @@ class RunnerPool:
         key = _key(model, embedding)
         self._admit(self._lanes.get(key), options)
         lane = self._lane(key, model)
-        ticket = _Ticket(model=model, options=options)
+        ticket = Ticket(model=model, options=options)
         lane.tickets.append(ticket)
         self._advance(lane)
         try:
@@ -296,17 +227,17 @@ class RunnerPool:
 
     # -- tickets -------------------------------------------------------------------------
 
-    def _lane(self, key: RunnerKey, model: InstalledModel) -> _Lane:
+    def _lane(self, key: RunnerKey, model: InstalledModel) -> Lane:
         lane = self._lanes.get(key)
         if lane is None:
             taken = {other.runner_id for other in self._lanes.values()}
             base = model.weights_digest[:12] + ("-embed" if key.embedding else "")
             numbered = (f"{base}-{number}" for number in count(2))
             runner_id = next(name for name in chain((base,), numbered) if name not in taken)
-            lane = self._lanes[key] = _Lane(key, runner_id)
+            lane = self._lanes[key] = Lane(key, runner_id)
         return lane
 
-    def _admit(self, lane: _Lane | None, options: Options) -> None:
+    def _admit(self, lane: Lane | None, options: Options) -> None:
         runner = lane.runner if lane is not None else None
         served_now = (
             lane is not None
@@ -326,7 +257,7 @@ class RunnerPool:
         request_s = DEFAULT_REQUEST_S if self._request_s is None else self._request_s
         raise QueueFull(waiting, limit, retry_after_s(waiting, slots, request_s))
 
-    def _advance(self, lane: _Lane) -> None:
+    def _advance(self, lane: Lane) -> None:
         """Serve the lane's tickets in order as far as its runner can; start, reload or abort
         one where that is what they need."""
         runner = lane.runner
@@ -353,10 +284,10 @@ class RunnerPool:
                 self._share_threads()
             ticket.grant(runner)
 
-    def _start(self, lane: _Lane, head: _Ticket) -> None:
+    def _start(self, lane: Lane, head: Ticket) -> None:
         if self._nursery is None:
             raise AssertionError("the pool serves before it starts runners")
-        runner = lane.runner = _Runner(
+        runner = lane.runner = PooledRunner(
             runner_id=lane.runner_id,
             model=head.model,
             options=head.options,
@@ -366,14 +297,14 @@ class RunnerPool:
         )
         self._nursery.start_soon(self._drive, lane, runner)
 
-    def _withdraw(self, lane: _Lane, ticket: _Ticket, session_s: float) -> None:
+    def _withdraw(self, lane: Lane, ticket: Ticket, session_s: float) -> None:
         if ticket.runner is not None:
             self._release(ticket.runner, session_s)
         elif ticket in lane.tickets:
             lane.tickets.remove(ticket)
             self._advance(lane)
 
-    def _release(self, runner: _Runner, session_s: float) -> None:
+    def _release(self, runner: PooledRunner, session_s: float) -> None:
         now_s = trio.current_time()
         runner.leases -= 1
         runner.session_s = session_s
@@ -384,14 +315,14 @@ class RunnerPool:
             self._tell_news()
 
     def _fail_tickets(
-        self, lane: _Lane, chosen: Callable[[_Ticket], bool], error: InferenceError
+        self, lane: Lane, chosen: Callable[[Ticket], bool], error: InferenceError
     ) -> None:
         failed = [ticket for ticket in lane.tickets if chosen(ticket)]
         lane.tickets = deque(ticket for ticket in lane.tickets if not chosen(ticket))
         for ticket in failed:
             ticket.fail(error)
 
-    def _serves(self, runner: _Runner, options: Options) -> bool:
+    def _serves(self, runner: PooledRunner, options: Options) -> bool:
         if runner.plan is None:
             return False
         header = runner.model.header
@@ -403,7 +334,7 @@ class RunnerPool:
 
     # -- one runner's life ---------------------------------------------------------------
 
-    async def _drive(self, lane: _Lane, runner: _Runner) -> None:
+    async def _drive(self, lane: Lane, runner: PooledRunner) -> None:
         error: InferenceError | None = None
         try:
             with runner.scope:
@@ -414,7 +345,7 @@ class RunnerPool:
         finally:
             self._retire(lane, runner, error)
 
-    async def _bring_up(self, lane: _Lane, runner: _Runner) -> None:
+    async def _bring_up(self, lane: Lane, runner: PooledRunner) -> None:
         """Load, serve and end; retried with less where memory ran out."""
         ceiling = 0
         evicted = False
@@ -447,7 +378,7 @@ class RunnerPool:
             else:
                 raise failure
 
-    async def _respect_crashes(self, runner: _Runner) -> None:
+    async def _respect_crashes(self, runner: PooledRunner) -> None:
         history = self._crashes.get(runner.model.weights_digest)
         if history is None:
             return
@@ -461,7 +392,7 @@ class RunnerPool:
             )
         await trio.sleep_until(history.retry_at_s(now_s))
 
-    async def _claim_room(self, lane: _Lane, runner: _Runner, ceiling: int) -> LoadPlan:
+    async def _claim_room(self, lane: Lane, runner: PooledRunner, ceiling: int) -> LoadPlan:
         """Wait until the runner's memory is reserved. Raises InsufficientMemory or
         InvalidOption when waiting cannot help."""
         runner.state = "waiting"
@@ -515,7 +446,7 @@ class RunnerPool:
             self._room_queue.remove(runner)
             self._tell_news()
 
-    def _room(self, runner: _Runner, inventory: Inventory) -> Room:
+    def _room(self, runner: PooledRunner, inventory: Inventory) -> Room:
         earlier = self._room_queue[: self._room_queue.index(runner)]
         return Room(
             inventory=inventory,
@@ -536,7 +467,7 @@ class RunnerPool:
             limit=loaded_limit(self._settings.max_loaded_models, len(inventory.usable_gpus)),
         )
 
-    async def _run(self, lane: _Lane, runner: _Runner, plan: LoadPlan) -> LoadFailed | None:
+    async def _run(self, lane: Lane, runner: PooledRunner, plan: LoadPlan) -> LoadFailed | None:
         """Start a process, load, serve until its end. Returns how the load failed, if it did."""
         self._share_threads()
         try:
@@ -563,6 +494,7 @@ class RunnerPool:
                     # No lease is granted from here on; it may end a while before it is gone.
                     runner.state = "stopping"
                     runner.wake.set()
+                    self._share_threads()
                     with trio.CancelScope(shield=True):
                         exit_text = await process.stop()
                     nursery.cancel_scope.cancel()
@@ -575,7 +507,7 @@ class RunnerPool:
         return failure
 
     async def _load(
-        self, runner: _Runner, plan: LoadPlan, process: RunnerProcess
+        self, runner: PooledRunner, plan: LoadPlan, process: RunnerProcess
     ) -> LoadFailed | None:
         started_s = trio.current_time()
 
@@ -613,7 +545,7 @@ class RunnerPool:
         )
         return None
 
-    def _load_frame(self, runner: _Runner, plan: LoadPlan) -> LoadModel:
+    def _load_frame(self, runner: PooledRunner, plan: LoadPlan) -> LoadModel:
         return LoadModel(
             build_id=self._build_id,
             model_path=str(runner.model.weights_path),
@@ -636,7 +568,7 @@ class RunnerPool:
             host_cache_bytes=plan.host_cache_bytes,
         )
 
-    async def _keep(self, runner: _Runner) -> None:
+    async def _keep(self, runner: PooledRunner) -> None:
         """Return when the runner has died, or is idle and unwanted."""
         while not runner.death:
             idle = runner.leases == 0
@@ -646,7 +578,7 @@ class RunnerPool:
             with trio.move_on_at(runner.expires_at_s if idle else math.inf):
                 await runner.wake.wait()
 
-    async def _watch(self, runner: _Runner, process: RunnerProcess) -> None:
+    async def _watch(self, runner: PooledRunner, process: RunnerProcess) -> None:
         reason = await process.wait_ended()
         if runner.state == "ready":
             runner.state = "stopping"
@@ -654,7 +586,7 @@ class RunnerPool:
             log.error("runner_died", runner_id=runner.runner_id, pid=process.pid, reason=reason)
             runner.wake.set()
 
-    def _retire(self, lane: _Lane, runner: _Runner, error: InferenceError | None) -> None:
+    def _retire(self, lane: Lane, runner: PooledRunner, error: InferenceError | None) -> None:
         self._give_room_back(runner)
         lane.runner = None
         if error is not None:
@@ -664,7 +596,7 @@ class RunnerPool:
         self._advance(lane)
         self._tell_news()
 
-    async def _evict_idle(self, runner: _Runner) -> bool:
+    async def _evict_idle(self, runner: PooledRunner) -> bool:
         """End every idle runner and wait until they are gone; False when there was none."""
         idle = [r for r in self._runners() if r is not runner and _is_idle(r)]
         for other in idle:
@@ -676,41 +608,26 @@ class RunnerPool:
     # -- memory and threads --------------------------------------------------------------
 
     def _measure(
-        self, runner: _Runner, plan: LoadPlan, facts: ModelFacts, held: Mapping[str, int]
+        self, runner: PooledRunner, plan: LoadPlan, facts: ModelFacts, held: Mapping[str, int]
     ) -> None:
         """Replace the estimate by what the process really holds; the host cache still grows,
         so it stays promised."""
-        measured: list[Claim] = []
-        for claim in plan.claims:
-            size = held.get(claim.device_id, claim.size_bytes)
-            if claim.device_id == self._host_id:
-                size = facts.resident_bytes or claim.size_bytes - plan.host_cache_bytes
-            others = self.reserved_bytes(claim.device_id) - sum(
-                reservation.on(claim.device_id)
-                for reservation in self._reservations[runner.runner_id]
-            )
-            room = max(0, self._capacity.get(claim.device_id, 0) - others)
-            measured.append(Claim(claim.device_id, min(size, room)))
-        cache = min(
-            plan.host_cache_bytes,
-            max(
-                0,
-                self._capacity.get(self._host_id, 0)
-                - self.reserved_bytes(self._host_id)
-                + self._reserved_by(runner, self._host_id)
-                - sum(c.size_bytes for c in measured if c.device_id == self._host_id),
-            ),
-        )
-        self._reservations[runner.runner_id] = (
-            Reservation(runner_id=runner.runner_id, claims=tuple(measured), visible=True),
-            Reservation(runner_id=runner.runner_id, claims=(Claim(self._host_id, cache),)),
+        sizes = dict(held)
+        if facts.resident_bytes > 0:
+            sizes[self._host_id] = facts.resident_bytes
+        others = [r for r in self._all_reservations() if r.runner_id != runner.runner_id]
+        self._reservations[runner.runner_id] = measured_reservations(
+            runner.runner_id,
+            plan.claims,
+            sizes,
+            {
+                device_id: total - sum(other.on(device_id) for other in others)
+                for device_id, total in self._capacity.items()
+            },
+            Claim(self._host_id, plan.host_cache_bytes),
         )
 
-    def _reserved_by(self, runner: _Runner, device_id: str) -> int:
-        held = self._reservations.get(runner.runner_id, ())
-        return sum(reservation.on(device_id) for reservation in held)
-
-    def _give_room_back(self, runner: _Runner) -> None:
+    def _give_room_back(self, runner: PooledRunner) -> None:
         runner.plan = None
         if self._reservations.pop(runner.runner_id, None) is not None:
             self._memory_freed_at_s = trio.current_time()
@@ -722,13 +639,15 @@ class RunnerPool:
 
     def _share_threads(self) -> None:
         """Divide the CPU threads anew and tell the runners whose share changed."""
-        live = [runner for runner in self._runners() if runner.plan is not None]
+        # One that stops is idle or dead: it computes nothing and cannot be told anything.
+        live = [r for r in self._runners() if r.plan is not None and r.state != "stopping"]
         shares = share_threads(
             self._settings.cpu_threads,
             [
                 ThreadClaim(
                     runner_id=runner.runner_id,
-                    cap=runner.thread_cap,
+                    # A load cannot be told to shrink, so it starts with one and grows when ready.
+                    cap=runner.thread_cap if runner.facts is not None else 1,
                     on_gpu=runner.plan is not None and runner.plan.fully_on_gpu,
                 )
                 for runner in live
@@ -745,10 +664,10 @@ class RunnerPool:
 
     # -- figures -------------------------------------------------------------------------
 
-    def _runners(self) -> Iterator[_Runner]:
+    def _runners(self) -> Iterator[PooledRunner]:
         return (lane.runner for lane in tuple(self._lanes.values()) if lane.runner is not None)
 
-    def _row(self, lane: _Lane, runner: _Runner) -> RunningModel:
+    def _row(self, lane: Lane, runner: PooledRunner) -> RunningModel:
         claims = [
             claim
             for reservation in self._reservations.get(runner.runner_id, ())
@@ -778,7 +697,7 @@ class RunnerPool:
             state="starting" if state == "waiting" else state,
         )
 
-    def _show_figures(self, runner: _Runner, process: RunnerProcess) -> None:
+    def _show_figures(self, runner: PooledRunner, process: RunnerProcess) -> None:
         labels = (runner.runner_id, runner.model.name.short)
         metrics = self._metrics
         runner.labels = labels
@@ -800,7 +719,7 @@ class RunnerPool:
         metrics.runner_cells_used.labels(*labels).set_function(cells_used)
         metrics.runner_resident_bytes.labels(*labels).set_function(resident_bytes)
 
-    def _forget_figures(self, runner: _Runner) -> None:
+    def _forget_figures(self, runner: PooledRunner) -> None:
         if runner.labels is None:
             return
         for gauge in (
@@ -830,7 +749,7 @@ def _key(model: InstalledModel, embedding: bool) -> RunnerKey:
     return RunnerKey(model.weights_path, model.adapter_paths, pooled)
 
 
-def _is_idle(runner: _Runner) -> bool:
+def _is_idle(runner: PooledRunner) -> bool:
     return runner.state == "ready" and runner.leases == 0
 
 

@@ -20,4 +20,4 @@ async def in_thread(
     def call() -> object:
         return function(*args, **kwargs)
 
-    return cast("_Result", await trio.to_thread.run_sync(call))  # pyright: ignore[reportUnknownMemberType]
+    return cast("_Result", await trio.to_thread.run_sync(call))

@@ -15,6 +15,7 @@ import datetime
 import os
 import platform
 import random
+import signal
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -58,6 +59,8 @@ SIDES: Final = ("llama-server", "runner", "node")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
+    # Leave through the contexts, so that no server is left behind.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     random_source = random.Random(options.seed)
     model = ensure_model(CACHE, **({"layers": QUICK_LAYERS} if options.quick else {}))
     setting = Setting(model=model, threads=options.threads, slots=options.slots, context=CONTEXT)

@@ -1,9 +1,11 @@
-"""Two hundred broken files against a live agent: each refusal is a clear error, none kills it."""
+"""Hundreds of broken files against a live agent: each refusal is a clear error, none kills it."""
 
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import Counter
+from itertools import islice
 from pathlib import Path
 
 import httpx
@@ -24,7 +26,8 @@ def test_no_hostile_file_kills_or_hangs_the_agent(start_node: NodeFactory, tmp_p
     outcomes: Counter[str] = Counter()
     load_errors: list[str] = []
     with httpx.Client(base_url=node.url, timeout=ANSWER_LIMIT_S, trust_env=False) as client:
-        for number, file in enumerate(hostile_files(sound, SEED)):
+        files = islice(hostile_files(sound, SEED), 0, None, stride())
+        for number, file in enumerate(files):
             outcome = attempt(client, f"hostile-{number}", file.data)
             outcomes[outcome] += 1
             if outcome == "refused at load":
@@ -36,6 +39,11 @@ def test_no_hostile_file_kills_or_hangs_the_agent(start_node: NodeFactory, tmp_p
         assert load_errors, "files that only llama.cpp refuses must be among them"
         # The agent is as good as new: a sound file still loads and answers.
         assert attempt(client, "sound", sound) == "answered"
+
+
+def stride() -> int:
+    """Every second file by default, all of them in a soak."""
+    return 1 if os.environ.get("LLAMESH_HOSTILE") == "all" else 2
 
 
 def attempt(client: httpx.Client, name: str, data: bytes) -> str:

@@ -54,7 +54,9 @@ model_default_params: Final = _function("llama_model_default_params", ModelParam
 context_default_params: Final = _function("llama_context_default_params", ContextParams)
 load_all_backends: Final = _function("llama_backend_init", None)
 supports_rpc: Final = _function("llama_supports_rpc", _bool)
-supports_gpu_offload: Final = _function("llama_supports_gpu_offload", _bool)
+device_count: Final = _function("ggml_backend_dev_count", _size)
+device_at: Final = _function("ggml_backend_dev_get", Pointer, _size)
+device_name: Final = _function("ggml_backend_dev_name", ctypes.c_char_p, Pointer)
 max_devices: Final = _function("llama_max_devices", _size)
 log_set: Final = _function("llama_log_set", None, Pointer, Pointer)
 
@@ -150,6 +152,13 @@ sampler_sample: Final = _function("llama_sampler_sample", _i32, Pointer, Pointer
 sampler_apply: Final = _function("llama_sampler_apply", None, Pointer, Pointer)
 sampler_accept: Final = _function("llama_sampler_accept", None, Pointer, _i32)
 sampler_free: Final = _function("llama_sampler_free", None, Pointer)
+
+
+def device_names() -> tuple[str, ...]:
+    """Every device of this build, as ggml names them: ``CPU``, ``CUDA0``, ..."""
+    handles = (device_at(index) for index in range(device_count()))
+    return tuple(device_name(handle).decode("utf-8", "replace") for handle in handles)
+
 
 FLASH_ATTENTION: Final = {"auto": -1, "off": 0, "on": 1}
 SPLIT_MODES: Final = {"none": 0, "layer": 1, "row": 2}

@@ -171,6 +171,6 @@ def _facts(model: Model, context: Context, order: LoadModel) -> ModelFacts:
         can_rewind=model.can_rewind,
         weight_bytes=model.size_bytes,
         resident_bytes=resident_bytes(),
-        devices=("cpu",) if not library.supports_gpu_offload() else ("gpu", "cpu"),
+        devices=library.device_names(),
         supports_rpc=library.supports_rpc(),
     )

@@ -74,7 +74,7 @@ def model(
 
 def settings(home: Path = Path("/nowhere"), **changes: object) -> Settings:
     base = Settings(home=home, models=home / "models", node_name="node", cpu_threads=4)
-    return replace(base, **changes)  # type: ignore[arg-type]
+    return replace(base, **changes)
 
 
 def inventory(
@@ -173,6 +173,7 @@ class ScriptedProcess:
         self.threads: list[int] = []
         self.ended = trio.Event()
         self.stopped = False
+        self.stopping = False
         self.reason = ""
 
     @property
@@ -223,6 +224,7 @@ class ScriptedProcess:
         self.ended.set()
 
     async def stop(self) -> str:
+        self.stopping = True
         if self.host.stop_s:
             await trio.sleep(self.host.stop_s)
         self.stopped = True

@@ -24,6 +24,7 @@ from agent.inference.protocol import (
     Delta,
     Detokenize,
     Embed,
+    FinishReason,
     Frame,
     Generate,
     Loaded,
@@ -110,7 +111,7 @@ class Child:
         if frame.predict_limit >= 0:
             self.finish(number, index + len(frame.prompt), "stop")
 
-    def finish(self, number: int, index: int, reason: str) -> None:
+    def finish(self, number: int, index: int, reason: FinishReason) -> None:
         delta = Delta(
             sequence_id=number, index=index, tokens=(), text="", finish=reason,
             summary=Summary(0, 1, 2, 3, 4, 5),

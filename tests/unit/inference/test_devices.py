@@ -6,15 +6,18 @@ import json
 import subprocess
 import sys
 
+import msgspec
 import pynvml
 import pytest
 
 import agent.inference.devices as devices
-from agent.inference.devices import BackendDevice, SystemProbe, ask_backend, host_device, merge_gpus
+from agent.inference.backends import BackendDevice
+from agent.inference.devices import SystemProbe, ask_backend, host_device, merge_gpus
 from agent.inference.nvml import NvmlGpu, nvml_gpus, nvml_process_bytes
 
-CARD = {"name": "CUDA0", "description": "Big", "bus_id": "0000:3b:00.0",
-        "free_bytes": 5, "total_bytes": 10}  # fmt: skip
+CARD = BackendDevice(
+    name="CUDA0", description="Big", bus_id="0000:3b:00.0", free_bytes=5, total_bytes=10
+)
 
 
 def printing(text):
@@ -22,7 +25,7 @@ def printing(text):
 
 
 def test_live_figures_of_the_driver_replace_those_of_the_build():
-    backend = (BackendDevice(**CARD),)
+    backend = (CARD,)
     driver = (NvmlGpu(name="Big", bus_id="00000000:3B:00.0", free_bytes=4, total_bytes=11),)
     (gpu,) = merge_gpus("node", backend, driver)
     assert (gpu.id, gpu.index, gpu.free_bytes, gpu.total_bytes) == ("node:gpu0", 0, 4, 11)
@@ -36,7 +39,7 @@ def test_a_gpu_the_build_cannot_drive_is_shown_and_not_used():
 
 
 def test_a_gpu_without_a_driver_account_keeps_the_figures_of_the_build():
-    (gpu,) = merge_gpus("node", (BackendDevice(**{**CARD, "bus_id": ""}),), ())
+    (gpu,) = merge_gpus("node", (msgspec.structs.replace(CARD, bus_id=""),), ())
     assert (gpu.free_bytes, gpu.usable) == (5, True)
 
 
@@ -45,7 +48,7 @@ async def test_the_build_is_asked_once_in_a_child(monkeypatch):
 
     def ask(command):
         asked.append(command)
-        return (BackendDevice(**CARD),)
+        return (CARD,)
 
     monkeypatch.setattr(devices, "ask_backend", ask)
     probe = SystemProbe("node")
@@ -58,8 +61,8 @@ async def test_the_build_is_asked_once_in_a_child(monkeypatch):
 
 
 def test_the_answer_of_the_child_is_read():
-    (device,) = ask_backend(printing(json.dumps([CARD])))
-    assert device == BackendDevice(**CARD)
+    (device,) = ask_backend(printing(msgspec.json.encode([CARD]).decode()))
+    assert device == CARD
 
 
 @pytest.mark.parametrize(

@@ -101,9 +101,10 @@ def test_automatic_slots_shrink_with_the_kv_budget():
     assert chosen.cells >= chosen.sequence_context
 
 
-def test_an_encoder_takes_its_longest_input_in_one_batch_and_one_slot():
+def test_an_encoder_takes_its_longest_input_in_one_batch_whose_cells_its_slots_share():
     chosen = plan(wish(header(train_context=2048), embedding=True), inventory())
-    assert chosen.slots == 1
+    assert chosen.slots == 16
+    assert chosen.cells == 2048
     assert chosen.batch == chosen.micro_batch == chosen.sequence_context == 2048
     assert chosen.host_cache_bytes == 0
 

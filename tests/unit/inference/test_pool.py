@@ -49,7 +49,7 @@ async def test_embedding_and_generating_use_runners_of_their_own(autojump_clock)
         await _touch(pool, model("one"))
         await _touch(pool, model("one"), embedding=True)
         assert [p.frame.embedding for p in host.processes] == [False, True]
-        assert host.processes[1].frame.slots == 1
+        assert host.processes[1].frame.slots > 1, "inputs are batched"
 
 
 async def test_concurrent_callers_wait_on_one_load(autojump_clock):
@@ -118,7 +118,7 @@ async def test_threads_are_changed_on_the_live_runner_without_a_reload(autojump_
         await _touch(pool, model())
         await _touch(pool, model(), Options(num_thread=2))
         assert len(host.processes) == 1
-        assert host.processes[0].threads == [4, 2]
+        assert host.processes[0].threads == [1, 4, 2]
 
 
 async def test_threads_of_all_runners_never_exceed_the_budget(autojump_clock):
