@@ -64,6 +64,49 @@ async def test_a_stream_is_chunked_with_one_line_per_chunk(node):
         json.loads(chunk)
 
 
+@pytest.mark.parametrize(
+    ("path", "body", "text"),
+    [
+        ("/api/generate", b'{"model":"chat","prompt":"x"}', b'"response":"b"'),
+        ("/api/chat", b'{"model":"chat","messages":[{}]}', b'"content":"b"'),
+        ("/api/chat", b'{"model":"chat","prompt":"x"}', b'"token":"b"'),
+    ],
+)
+async def test_the_last_text_and_the_end_leave_in_one_write(node, path, body, text):
+    go_on = trio.Event()
+
+    async def script(_):
+        yield TextDelta("a")
+        await go_on.wait()
+        yield TextDelta("b"), DONE
+
+    node.inference.script = script
+    stream = await trio.open_tcp_stream("127.0.0.1", node.port)
+    async with stream:
+        await stream.send_all(http_request("POST", path, body))
+        await stream.receive_some()
+        go_on.set()
+        last = await stream.receive_some()
+    assert text in last
+    assert b'"done":true' in last
+    assert last.endswith(b"\r\n0\r\n\r\n")
+    assert last.count(b"\r\n0\r\n") == 1
+
+
+async def test_an_answer_that_is_there_at_once_is_one_write(node):
+    async def script(_):
+        yield TextDelta("b"), DONE
+
+    node.inference.script = script
+    stream = await trio.open_tcp_stream("127.0.0.1", node.port)
+    async with stream:
+        await stream.send_all(GENERATE)
+        answer = await stream.receive_some()
+    assert answer.startswith(b"HTTP/1.1 200")
+    assert answer.endswith(b"\r\n0\r\n\r\n")
+    assert answer.count(b"\r\n0\r\n") == 1
+
+
 async def test_the_status_waits_for_the_first_object(node):
     release = trio.Event()
 
