@@ -26,7 +26,7 @@ from agent.telemetry.metrics import Metrics
 from api.access import may_administer, principal_for
 from api.cluster.routes import cluster_routes
 from api.dependencies import ApiDependencies
-from api.errors import ErrorAnswer, describe, internal_error
+from api.errors import ErrorAnswer, describe, draining, internal_error
 from api.exchange import ClientGone, Exchange
 from api.ollama.routes import ollama_routes
 from api.origin import OriginPolicy
@@ -36,13 +36,14 @@ REQUEST_ID_LIMIT: Final = 128
 """Longest request id taken over from a caller."""
 CLIENT_CLOSED: Final = 499
 """Status in logs and metrics of a request whose client went away first."""
+REASON_LIMIT: Final = 300
+"""Characters of an error's text that go into the log."""
 ADMIN_PREFIX: Final = "/admin/"
 ADMIN_REFUSED: Final = ErrorAnswer(
     403,
     "ADMIN_ONLY",
     "the admin routes need the admin token, or without one a caller on this machine",
 )
-NOT_IMPLEMENTED: Final = 501
 TEXT_TYPE: Final = b"text/plain; charset=utf-8"
 
 _REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._:@/+=-]{1,%d}" % REQUEST_ID_LIMIT)
@@ -104,6 +105,10 @@ class RequestMetrics:
             histogram = self._metrics.http_seconds.labels(route)
             self._histograms[route] = histogram
         histogram.observe(seconds)
+
+    def record_error(self, route: str, code: str) -> None:
+        """One request that ended in an error."""
+        self._metrics.http_errors.labels(route, code).inc()
 
 
 def new_request_id() -> str:
@@ -179,18 +184,17 @@ class DirectConnection(TrioASGIHTTPConnection):
             status = CLIENT_CLOSED if exchange.gone else exchange.status
             seconds = time.perf_counter() - began
             app.requests.record(label, method, status, seconds)
-            # Reads are mostly polls by monitors; they would bury the rest.
-            (_log.debug if method in ("GET", "HEAD") else _log.info)(
-                "http_request",
-                method=method,
-                path=path,
-                status=status,
-                milliseconds=round(seconds * 1000, 3),
-            )
+            _log_request(method, path, status, seconds, exchange.error)
+            if exchange.error is not None:
+                app.requests.record_error(label, exchange.error.code)
 
     async def _answer(self, exchange: Exchange, route: Route) -> None:
         app = self.app
         dependencies = app.dependencies
+        # What tells about the node itself is answered until the end.
+        if route.operation != "node" and dependencies.state() == "draining":
+            await exchange.reply_error(draining(), dependencies.now_ns())
+            return
         try:
             await route.handler(dependencies, exchange)
         except trio.Cancelled:
@@ -202,13 +206,26 @@ class DirectConnection(TrioASGIHTTPConnection):
             if answer is None:
                 _log.exception("handler_failed", route=route.path)
                 answer = internal_error()
-            elif answer.status >= 500 and answer.status != NOT_IMPLEMENTED:
-                _log.warning(
-                    "request_failed", route=route.path, code=answer.code, reason=str(error)
-                )
-            else:
-                _log.debug("request_refused", route=route.path, code=answer.code)
             await exchange.reply_error(answer, dependencies.now_ns())
+
+
+def _log_request(
+    method: str, path: str, status: int, seconds: float, error: ErrorAnswer | None
+) -> None:
+    """The one line of a request. An error is in it with its reason."""
+    fields: dict[str, object] = {
+        "method": method,
+        "path": path,
+        "status": status,
+        "milliseconds": round(seconds * 1000, 3),
+    }
+    if error is not None:
+        fields |= {"code": error.code, "reason": error.text[:REASON_LIMIT]}
+        write = _log.warning if error.fault else _log.info
+    else:
+        # Reads are mostly polls by monitors; they would bury the rest.
+        write = _log.debug if method in ("GET", "HEAD") else _log.info
+    write("http_request", **fields)
 
 
 def _with_headers(send: ASGISendCallable, exchange: Exchange) -> ASGISendCallable:

@@ -102,6 +102,11 @@ class ErrorAnswer:
     text: str
     retry_after_s: float | None = None
 
+    @property
+    def fault(self) -> bool:
+        """Whether something is wrong with the node, rather than with the request or its time."""
+        return self.status >= 500 and self.code not in _NO_FAULT
+
     def body(self, *, request_id: str, now_ns: int) -> bytes:
         """The flat error body, Ollama's ``error`` first; no newline at the end."""
         return msgspec.json.encode(
@@ -116,6 +121,11 @@ class ErrorAnswer:
         )
 
 
+_NO_FAULT: Final = frozenset(
+    {"INVALID_OPTION", "INVALID_FORMAT", "NOT_AVAILABLE", "QUEUE_FULL", "DRAINING"}
+)
+DRAIN_RETRY_S: Final = 5.0
+"""When a client that met a stopping node may try again."""
 _UNQUOTED_CAPABILITIES: Final = frozenset({"tools", "insert", "vision"})
 _RUNNER_DIED: Final = (
     "model runner has unexpectedly stopped, this may be due to resource limitations or an "
@@ -241,6 +251,13 @@ def describe(error: BaseException, operation: Operation) -> ErrorAnswer | None:
                 retry = leaf.retry_after_s if isinstance(leaf, QueueFull) else None
                 return ErrorAnswer(row.status, row.code, row.text(leaf), retry)
     return None
+
+
+def draining() -> ErrorAnswer:
+    """What a caller hears of a node that finishes its streams before it stops."""
+    return ErrorAnswer(
+        503, "DRAINING", "the node is stopping and admits no new requests", DRAIN_RETRY_S
+    )
 
 
 def internal_error() -> ErrorAnswer:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeVar
 from urllib.parse import parse_qs
 
 import trio
@@ -22,8 +22,11 @@ BODY_TIMEOUT_S: Final = 60.0
 """Longest wait for the next part of a request body."""
 DRAIN_TIMEOUT_S: Final = 2.0
 """How long an unread body is thrown away so that the client gets to read its error."""
+INLINE_BODY_BYTES: Final = 1 << 20
+"""Larger bodies are decoded and checked in a thread."""
 
 Headers = list[tuple[bytes, bytes]]
+T = TypeVar("T")
 LineOfError = Callable[[bytes], bytes]
 
 
@@ -43,9 +46,9 @@ class Exchange:
     """One request. A handler answers it once: ``reply``, or ``stream`` then ``finish``."""
 
     __slots__ = (
-        "_answered", "_body_complete", "_receive", "_scope", "_send", "_wire", "answer_headers",
-        "argument", "gone", "headers", "line_of_error", "method", "path", "peer", "principal",
-        "request_id", "started", "status",
+        "_answered", "_body_bytes", "_body_complete", "_receive", "_scope", "_send", "_wire",
+        "answer_headers", "argument", "error", "gone", "headers", "line_of_error", "method",
+        "path", "peer", "principal", "request_id", "started", "status",
     )  # fmt: skip
 
     def __init__(
@@ -63,6 +66,7 @@ class Exchange:
         self._receive = receive
         self._send = send
         self._wire: Wire | None = scope["state"].get("wire") if "state" in scope else None
+        self._body_bytes = 0
         self._body_complete = False
         self._answered = False
         self.method: str = scope["method"]
@@ -80,6 +84,8 @@ class Exchange:
         self.gone = False
         """The client went away while the handler worked."""
         self.line_of_error: LineOfError | None = None
+        self.error: ErrorAnswer | None = None
+        """The error that was told, for the log and the metrics."""
 
     def header(self, name: bytes) -> str:
         """A request header, empty when absent; ``name`` in lower case."""
@@ -106,6 +112,7 @@ class Exchange:
         if announced is not None and announced > limit_bytes:
             raise body_too_large(limit_bytes)
         first = await self._next_part()
+        self._body_bytes = len(first)
         if self._body_complete:
             return first
         parts = [first]
@@ -116,7 +123,16 @@ class Exchange:
             if size > limit_bytes:
                 raise body_too_large(limit_bytes)
             parts.append(part)
+        self._body_bytes = size
         return b"".join(parts)
+
+    async def work_on_body(self, work: Callable[[], T]) -> T:
+        """The result of ``work`` that takes time with the size of the body: other requests go
+        on meanwhile when that is large. Single calls into C keep the interpreter for their
+        length, about a millisecond a megabyte."""
+        if self._body_bytes <= INLINE_BODY_BYTES:
+            return work()
+        return await trio.to_thread.run_sync(work)
 
     async def chunks(self) -> AsyncGenerator[bytes]:
         """The request body as it comes; a slow reader slows the client down."""
@@ -196,6 +212,7 @@ class Exchange:
 
     async def reply_error(self, answer: ErrorAnswer, now_ns: int) -> None:
         """Tell an error: as the answer, or as the last line of a stream that has begun."""
+        self.error = answer
         body = answer.body(request_id=self.request_id, now_ns=now_ns)
         if not self.started:
             headers: Headers = []
@@ -205,15 +222,25 @@ class Exchange:
         elif self.line_of_error is not None:
             await self.finish(self.line_of_error(body))
 
-    async def stream(self, content_type: bytes, first: bytes, line_of_error: LineOfError) -> None:
-        """Begin a streamed 200 with its first bytes, in one write."""
+    async def stream(
+        self,
+        content_type: bytes,
+        first: bytes,
+        line_of_error: LineOfError,
+        *,
+        last: bool = False,
+    ) -> None:
+        """Begin a streamed 200 with its first bytes, in one write; ``last`` also ends it."""
         self.line_of_error = line_of_error
         wire = self._wire
         if wire is not None:
             wire.cork()
         try:
             await self._start(200, [(b"content-type", content_type)])
-            await self.write(first)
+            if last:
+                await self.finish(first)
+            else:
+                await self.write(first)
         finally:
             if wire is not None:
                 await wire.uncork()

@@ -42,7 +42,8 @@ class BodyReader(Generic[T]):
 
         Raises ApiError 400 for an empty or malformed body, 413 and 408 as ``Exchange.body``.
         """
-        return self.decode(await exchange.body(limit_bytes), exchange)
+        data = await exchange.body(limit_bytes)
+        return await exchange.work_on_body(lambda: self.decode(data, exchange))
 
     def decode(self, data: bytes, exchange: Exchange) -> T:
         """Decode a body that was read already."""

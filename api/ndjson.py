@@ -38,7 +38,7 @@ class NdjsonStream:
 
     async def finish(self, data: bytes = b"") -> None:
         """Send the last lines and end the answer."""
-        if not self._exchange.started:
-            await self._exchange.stream(CONTENT_TYPE, data, line_of_error)
-            data = b""
-        await self._exchange.finish(data)
+        if self._exchange.started:
+            await self._exchange.finish(data)
+        else:
+            await self._exchange.stream(CONTENT_TYPE, data, line_of_error, last=True)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import ipaddress
+import resource
 import socket
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Final, cast
@@ -26,6 +28,22 @@ BACKLOG: Final = 1024
 IDLE_CONNECTION_TIMEOUT_S: Final = 120.0
 """How long a connection may wait for its next request, or for the whole of its headers."""
 HEADER_LIMIT_BYTES: Final = 64 * 1024
+CONNECTION_LIMIT: Final = 4096
+"""Open client connections, where the process may have that many files open."""
+RESERVED_DESCRIPTORS: Final = 256
+"""File descriptors that connections leave to runners, models and logs."""
+LATE_CONNECTION_TIMEOUT_S: Final = 5.0
+"""How long a connection that came while the node stops may take for its request."""
+_CONNECTIONS_REFUSED: Final = (
+    b'{"error":"server busy, please try again.  too many open connections",'
+    b'"code":"TOO_MANY_CONNECTIONS"}'
+)
+_REFUSAL: Final = (
+    b"HTTP/1.1 503 \r\ncontent-type: application/json; charset=utf-8\r\nretry-after: 5\r\n"
+    b"connection: close\r\ncontent-length: %d\r\n\r\n%b"
+    % (len(_CONNECTIONS_REFUSED), _CONNECTIONS_REFUSED)
+)
+REFUSAL_TIMEOUT_S: Final = 1.0
 
 _log = structlog.get_logger()
 
@@ -111,12 +129,15 @@ async def serve(
     *,
     shutdown: trio.Event,
     send_timeout_s: float = SEND_TIMEOUT_S,
+    connection_limit: int | None = None,
     task_status: trio.TaskStatus[BoundAddress] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve the API on ``listener``, and close it at the end.
 
-    After ``shutdown`` no connection is accepted, idle ones are closed, and the others get the
-    settings' grace period to finish what they are doing. Cancelling ends everything at once.
+    ``connection_limit`` is by default what the process's open files allow, up to
+    CONNECTION_LIMIT; a connection beyond it is told 503. After ``shutdown`` idle connections are
+    closed, and the others get the settings' grace period to finish what they are doing; until
+    then new connections get their 503 from the application. Cancelling ends everything at once.
     """
     address = bound_address(listener)
     addresses = await trio.to_thread.run_sync(_own_addresses)
@@ -126,28 +147,72 @@ async def serve(
         hostname=socket.gethostname(),
         addresses=addresses,
     )
-    config = _configuration()
-    context = WorkerContext(None)
     asgi: ASGIFramework = app
-    open_connection = partial(_serve_connection, ASGIWrapper(asgi), config, context, send_timeout_s)
-    async with trio.open_nursery() as connections:
-        async with trio.open_nursery() as accepting:
-            trio_listener = trio.SocketListener(trio.socket.from_stdlib_socket(listener))
-            accepting.start_soon(
-                partial(
+    limit = connection_limit or _connection_limit()
+    server = _Server(ASGIWrapper(asgi), trio.CapacityLimiter(limit), send_timeout_s)
+    context = WorkerContext(None)
+    # A listener of trio's closes its socket when it is cancelled; this one stays for late comers.
+    with listener.dup() as late_listener:
+        async with trio.open_nursery() as late_connections:
+            async with trio.open_nursery() as connections:
+                async with trio.open_nursery() as accepting:
+                    accepting.start_soon(
+                        partial(
+                            trio.serve_listeners,
+                            partial(server.serve, _configuration(), context),
+                            [_listener(listener)],
+                            handler_nursery=connections,
+                        )
+                    )
+                    task_status.started(address)
+                    await shutdown.wait()
+                    accepting.cancel_scope.cancel()
+                late_connections.start_soon(
                     trio.serve_listeners,
-                    open_connection,
-                    [trio_listener],
-                    handler_nursery=connections,
+                    partial(server.serve, _late_configuration(), WorkerContext(None)),
+                    [_listener(late_listener)],
                 )
-            )
-            task_status.started(address)
-            await shutdown.wait()
-            accepting.cancel_scope.cancel()
-        await context.terminated.set()
-        connections.cancel_scope.deadline = (
-            trio.current_time() + dependencies.settings.grace_period_s
-        )
+                await context.terminated.set()
+                connections.cancel_scope.deadline = (
+                    trio.current_time() + dependencies.settings.grace_period_s
+                )
+            late_connections.cancel_scope.cancel()
+
+
+def _listener(listening: socket.socket) -> trio.SocketListener:
+    return trio.SocketListener(trio.socket.from_stdlib_socket(listening))
+
+
+@dataclass(frozen=True, slots=True)
+class _Server:
+    """What all connections share."""
+
+    app: ASGIWrapper
+    limiter: trio.CapacityLimiter
+    send_timeout_s: float
+
+    async def serve(
+        self, config: Config, context: WorkerContext, stream: trio.SocketStream
+    ) -> None:
+        """One connection, from its first byte to its last."""
+        try:
+            self.limiter.acquire_on_behalf_of_nowait(stream)
+        except trio.WouldBlock:
+            _log.warning("connection_refused", limit=self.limiter.total_tokens)
+            with trio.move_on_after(REFUSAL_TIMEOUT_S), suppress(trio.BrokenResourceError):
+                await stream.send_all(_REFUSAL)
+            return
+        try:
+            await _serve_connection(self.app, config, context, self.send_timeout_s, stream)
+        finally:
+            self.limiter.release_on_behalf_of(stream)
+
+
+def _connection_limit() -> int:
+    allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if allowed == resource.RLIM_INFINITY:
+        return CONNECTION_LIMIT
+    return max(1, min(CONNECTION_LIMIT, allowed - RESERVED_DESCRIPTORS))
 
 
 async def _serve_connection(
@@ -191,6 +256,14 @@ def _configuration() -> Config:
     config.keep_alive_timeout = IDLE_CONNECTION_TIMEOUT_S
     config.keep_alive_max_requests = 1_000_000
     config.h11_max_incomplete_size = HEADER_LIMIT_BYTES
+    return config
+
+
+def _late_configuration() -> Config:
+    """For connections that come while the node stops: one request, and no waiting for it."""
+    config = _configuration()
+    config.keep_alive_timeout = LATE_CONNECTION_TIMEOUT_S
+    config.keep_alive_max_requests = 1
     return config
 
 

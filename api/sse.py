@@ -38,7 +38,7 @@ class EventWriter:
 
     async def finish(self, data: bytes) -> None:
         """Send the last events and end the answer."""
-        if not self._exchange.started:
-            await self._exchange.stream(CONTENT_TYPE, data, event_of_error)
-            data = b""
-        await self._exchange.finish(data)
+        if self._exchange.started:
+            await self._exchange.finish(data)
+        else:
+            await self._exchange.stream(CONTENT_TYPE, data, event_of_error, last=True)

@@ -6,7 +6,7 @@ from typing import Final
 
 import structlog
 import trio
-from hypercorn.events import Closed, Event, RawData
+from hypercorn.events import Closed, Event, RawData, Updated
 from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.trio.tcp_server import TCPServer
 
@@ -58,6 +58,8 @@ class Connection(TCPServer):
             return
         if isinstance(event, Closed) and self._held:
             await self.uncork()
+        if isinstance(event, Updated) and event.idle and self._client_closed:
+            return  # nobody is left to wait for
         await super().protocol_send(event)
 
     async def _write(self, data: bytes) -> None:
@@ -92,3 +94,5 @@ class Connection(TCPServer):
             self._client_closed = True
             if self._writing is not None:
                 self._writing.cancel()
+        # Hypercorn would keep the connection of a client that has left until it times out.
+        await self.idle_task.stop()

@@ -38,8 +38,10 @@ PREDICT_LIMIT_CONTEXTS: Final = 10
 RUNNER_LOST: Final = "the runner ended while it was serving this request"
 _log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
-Sender = trio.MemorySendChannel[GenerateEvent | Exception]
-Receiver = trio.MemoryReceiveChannel[GenerateEvent | Exception]
+Ending = tuple[TextDelta, Finished]
+"""The last text and the end, where they come together."""
+Sender = trio.MemorySendChannel[GenerateEvent | Ending | Exception]
+Receiver = trio.MemoryReceiveChannel[GenerateEvent | Ending | Exception]
 
 
 def now_ns() -> int:
@@ -52,18 +54,30 @@ class Events:
 
     def __init__(self, receiver: Receiver) -> None:
         self._receiver = receiver
+        self._end: Finished | None = None
 
     def __aiter__(self) -> EventStream:
         return self
 
     async def __anext__(self) -> GenerateEvent:
+        end = self.end()
+        if end is not None:
+            await trio.lowlevel.checkpoint()
+            return end
         try:
             event = await self._receiver.receive()
         except trio.EndOfChannel:
             raise StopAsyncIteration from None
         if isinstance(event, Exception):
             raise event
+        if isinstance(event, tuple):
+            event, self._end = event
         return event
+
+    def end(self) -> Finished | None:
+        """See EventStream."""
+        end, self._end = self._end, None
+        return end
 
 
 @dataclass(slots=True, kw_only=True)
@@ -90,6 +104,8 @@ class Answer:
     runners_lost: int = 0
     cached_tokens: int = 0
     first_token_ns: int | None = None
+    held_text: str = ""
+    """Text of the runner's last delta, which goes out with the end."""
     held_tokens: list[int] = field(default_factory=list[int])
     """Tokens whose text has not come yet; they go out with it."""
     held_logprobs: list[TokenLogprob] = field(default_factory=list[TokenLogprob])
@@ -103,9 +119,9 @@ class Answer:
         with sender:
             try:
                 finished = await self._answer(sender)
-                await self._flush(sender)
+                last = self._held()
                 self.outcome = finished.reason
-                await sender.send(finished)
+                await sender.send(finished if last is None else (last, finished))
             except Exception as error:
                 self.outcome = "failed"
                 self.failure = error
@@ -166,13 +182,16 @@ class Answer:
         if delta.logprobs:
             self.held_logprobs.extend(map(_token_logprob, delta.logprobs))
         if delta.text:
-            await self._flush(sender, delta.text)
+            self.held_text += delta.text
+            if delta.finish is None:
+                await self._flush(sender)
         if delta.finish is None:
             if not ledger.stuck:
                 return None
             self.stopwatch.stop_observed(at_ns)
             return self._finished(prompt, "stop")
         if delta.finish not in ("stop", "length"):
+            await self._flush(sender)
             raise RunnerRefused(delta.reason or f"the runner ended the answer: {delta.finish}")
         if delta.summary is None:
             self.stopwatch.stop_observed(at_ns)
@@ -231,14 +250,21 @@ class Answer:
             logprobs=request.top_logprobs if request.logprobs else -1,
         )
 
-    async def _flush(self, sender: Sender, text: str = "") -> None:
-        """Send ``text`` with the tokens it came from, or what is left of them at the end."""
-        if not text and not self.held_tokens and not self.held_logprobs:
-            return
-        event = TextDelta(text, tuple(self.held_tokens), tuple(self.held_logprobs))
+    async def _flush(self, sender: Sender) -> None:
+        """Send what is held, if anything is."""
+        event = self._held()
+        if event is not None:
+            await sender.send(event)
+
+    def _held(self) -> TextDelta | None:
+        """Text with the tokens it came from, taken out to be sent."""
+        if not (self.held_text or self.held_tokens or self.held_logprobs):
+            return None
+        event = TextDelta(self.held_text, tuple(self.held_tokens), tuple(self.held_logprobs))
+        self.held_text = ""
         self.held_tokens.clear()
         self.held_logprobs.clear()
-        await sender.send(event)
+        return event
 
 
 def kept_tokens(options: Options, facts: ModelFacts) -> int:

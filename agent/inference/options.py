@@ -6,7 +6,6 @@ not appended. Unknown names are not an error: callers report them, as Ollama doe
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Final
@@ -52,6 +51,13 @@ class Options:
 
 DEFAULT_OPTIONS: Final = Options()
 
+CONTEXT_MINIMUM: Final = 4
+"""Smaller context lengths are raised to this, as Ollama does."""
+INTEGER_LIMIT: Final = (1 << 31) - 1
+"""Integers are kept within what llama.cpp takes; nothing needs more. Seeds have 64 bits."""
+FLOAT_LIMIT: Final = 3.4028234663852886e38
+"""The largest finite 32-bit float, the type llama.cpp computes with."""
+
 _INTEGERS: Final = frozenset(
     {
         "num_ctx", "num_batch", "num_gpu", "main_gpu", "num_thread", "num_keep",
@@ -74,7 +80,8 @@ def unknown_options(options: Mapping[str, OptionValue]) -> tuple[str, ...]:
 
 
 def apply_options(base: Options, overrides: Mapping[str, OptionValue]) -> Options:
-    """``base`` with every known, non-null override put on top.
+    """``base`` with every known, non-null override put on top. Numbers beyond what llama.cpp
+    can hold become the nearest it can.
 
     Raises InvalidOption with Ollama's words for a value of the wrong JSON type.
     """
@@ -88,16 +95,11 @@ def apply_options(base: Options, overrides: Mapping[str, OptionValue]) -> Option
 
 def _checked(name: str, value: OptionValue) -> object:
     if name in _INTEGERS:
-        # JSON has one number type: 2.0 is an integer to Ollama, and so it is here.
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise InvalidOption(f'option "{name}" must be of type integer')
-        if not math.isfinite(value) or value != int(value):
-            raise InvalidOption(f'option "{name}" must be of type integer')
-        return int(value)
+        return _integer(name, value)
     if name in _FLOATS:
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value:
             raise InvalidOption(f'option "{name}" must be of type float32')
-        return float(value)
+        return float(min(max(value, -FLOAT_LIMIT), FLOAT_LIMIT))
     if name in _BOOLEANS:
         if not isinstance(value, bool):
             raise InvalidOption(f'option "{name}" must be of type boolean')
@@ -110,3 +112,18 @@ def _checked(name: str, value: OptionValue) -> object:
             raise InvalidOption(f'option "{name}" must be of an array of strings')
         stops.append(item)
     return tuple(stops)
+
+
+def _integer(name: str, value: OptionValue) -> int:
+    # JSON has one number type: 2.0 is an integer to Ollama, and so it is here.
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, (int, float))
+        or (isinstance(value, float) and not value.is_integer())
+    ):
+        raise InvalidOption(f'option "{name}" must be of type integer')
+    number = int(value)
+    if name == "seed":
+        return number
+    number = min(max(number, -INTEGER_LIMIT), INTEGER_LIMIT)
+    return max(number, CONTEXT_MINIMUM) if name == "num_ctx" and number > 0 else number

@@ -204,6 +204,11 @@ class EventStream(Protocol):
 
     async def __anext__(self) -> GenerateEvent: ...
 
+    def end(self) -> Finished | None:
+        """The Finished that came together with the event just read, so that both can leave in
+        one write; iteration then gives it no more. None if it is still to come."""
+        ...
+
 
 class InferenceService(Protocol):
     """What the API sees of inference: one node's today, the cluster's later.

@@ -12,7 +12,7 @@ from typing import Final, Protocol, TypeVar
 import structlog
 import trio
 
-from agent.inference.answer import Answer, Events, kept_tokens, now_ns
+from agent.inference.answer import Answer, Ending, Events, kept_tokens, now_ns
 from agent.inference.chat.jinja_template import COMPILED_LIMIT
 from agent.inference.chat.render import RenderContext, choose_template
 from agent.inference.continuation import (
@@ -93,7 +93,7 @@ class LocalInference:
         started_ns = now_ns()
         model = await self._models.resolve(request.model)
         answer = self._begin(request, model, started_ns)
-        sender, receiver = trio.open_memory_channel[GenerateEvent | Exception](0)
+        sender, receiver = trio.open_memory_channel[GenerateEvent | Ending | Exception](0)
         failure: BaseException | None = None
         self._metrics.requests_active.inc()
         try:

@@ -1,4 +1,4 @@
-"""Model names: ``[scheme://][host/][namespace/]model[:tag]`` and their rules. Pure."""
+"""Model names: ``[scheme://][host/][namespace/]model[:tag][:local]`` and their rules. Pure."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ DEFAULT_NAMESPACE: Final = "library"
 DEFAULT_TAG: Final = "latest"
 HOST_LENGTH_LIMIT: Final = 350
 PART_LENGTH_LIMIT: Final = 80
+LOCAL_SUFFIX: Final = ":local"
+"""Written after a name to say that no hosted model is meant; no part of the name."""
 
 _HOST: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:-]*")
 _NAMESPACE: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
@@ -39,13 +41,18 @@ class ModelName:
         if self.host != DEFAULT_HOST:
             return self.full
         if self.namespace != DEFAULT_NAMESPACE:
-            return f"{self.namespace}/{self.model}:{self.tag}"
-        return f"{self.model}:{self.tag}"
+            return f"{self.namespace}/{self.model}:{self._written_tag}"
+        return f"{self.model}:{self._written_tag}"
 
     @property
     def full(self) -> str:
         """``host/namespace/model:tag``."""
-        return f"{self.host}/{self.namespace}/{self.model}:{self.tag}"
+        return f"{self.host}/{self.namespace}/{self.model}:{self._written_tag}"
+
+    @property
+    def _written_tag(self) -> str:
+        # A tag that is itself called "local" gets the suffix, or it would be read as one.
+        return self.tag + LOCAL_SUFFIX if _is_local(f":{self.tag}") else self.tag
 
 
 def parse_name(text: str) -> ModelName:
@@ -59,6 +66,8 @@ def parse_name(text: str) -> ModelName:
         if scheme not in ("http", "https"):
             raise InvalidName(text)
         rest = after
+    if _is_local(rest):
+        rest = rest[: -len(LOCAL_SUFFIX)]
     path, colon, tag = rest.rpartition(":")
     if not colon or "/" in tag:
         path, tag = rest, DEFAULT_TAG
@@ -68,15 +77,24 @@ def parse_name(text: str) -> ModelName:
     model = parts[-1]
     namespace = parts[-2] if len(parts) >= 2 else DEFAULT_NAMESPACE
     host = parts[-3] if len(parts) == 3 else DEFAULT_HOST
-    valid = (
-        _fits(_HOST, host, HOST_LENGTH_LIMIT)
-        and _fits(_NAMESPACE, namespace, PART_LENGTH_LIMIT)
-        and _fits(_PART, model, PART_LENGTH_LIMIT)
-        and _fits(_PART, tag, PART_LENGTH_LIMIT)
-    )
-    if not valid:
+    name = ModelName(host, namespace, model, tag)
+    if not is_valid(name):
         raise InvalidName(text)
-    return ModelName(host, namespace, model, tag)
+    return name
+
+
+def is_valid(name: ModelName) -> bool:
+    """Whether no part is empty, too long, or has a forbidden character."""
+    return (
+        _fits(_HOST, name.host, HOST_LENGTH_LIMIT)
+        and _fits(_NAMESPACE, name.namespace, PART_LENGTH_LIMIT)
+        and _fits(_PART, name.model, PART_LENGTH_LIMIT)
+        and _fits(_PART, name.tag, PART_LENGTH_LIMIT)
+    )
+
+
+def _is_local(text: str) -> bool:
+    return text[-len(LOCAL_SUFFIX) :].lower() == LOCAL_SUFFIX
 
 
 def _fits(pattern: re.Pattern[str], part: str, limit: int) -> bool:

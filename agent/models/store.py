@@ -25,7 +25,7 @@ from typing import BinaryIO, Final
 import structlog
 import trio
 
-from agent.models.errors import BlobNotFound, DigestMismatch, DiskFull, InvalidName, UnusableModel
+from agent.models.errors import BlobNotFound, DigestMismatch, DiskFull, UnusableModel
 from agent.models.gguf import GgufHeader, parse_header
 from agent.models.manifest import (
     MANIFEST_LIMIT_BYTES,
@@ -34,7 +34,7 @@ from agent.models.manifest import (
     decode_manifest,
     digest_of,
 )
-from agent.models.names import ModelName, parse_name
+from agent.models.names import ModelName, is_valid
 from agent.models.offload import in_thread
 
 WRITE_CHUNK_BYTES: Final = 1 << 20
@@ -179,8 +179,9 @@ class Store:
             if path.name.startswith(".") or not path.is_file():
                 continue
             host, namespace, model, tag = path.relative_to(self._manifests).parts
-            with suppress(InvalidName):
-                yield parse_name(f"{host}/{namespace}/{model}:{tag}")
+            name = ModelName(host, namespace, model, tag)
+            if is_valid(name):
+                yield name
 
     def read_manifest(self, name: ModelName) -> StoredManifest | None:
         """None without a manifest of exactly that name. Raises UnusableModel for a broken one."""

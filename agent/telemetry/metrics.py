@@ -26,6 +26,12 @@ class Metrics:
             buckets=_SECONDS,
             registry=registry,
         )
+        self.http_errors = Counter(
+            "llamesh_http_errors_total",
+            "HTTP requests that were refused or failed, by the code in their error.",
+            ("route", "code"),
+            registry=registry,
+        )
         self.requests_active = Gauge(
             "llamesh_requests_active", "Inference requests being served.", registry=registry
         )

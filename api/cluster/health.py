@@ -54,7 +54,7 @@ async def _health(dependencies: ApiDependencies) -> dict[str, object]:
         "mode": "single",
         "uptime_seconds": round(now_ns / 1e9 - node.started_at_s, 3),
         "ollama_running": serving,
-        "database_connected": store,
+        "model_store_answers": store,
         "services": {
             "p2p": False,
             "p2p_peers": 0,

@@ -50,7 +50,9 @@ async def chat(dependencies: ApiDependencies, exchange: Exchange) -> None:
     wants = Wants(
         tools=bool(body.tools),
         thinking=wants_thinking(body.think),
-        images=check_images([image for message in messages for image in message.images]),
+        images=await exchange.work_on_body(
+            lambda: check_images([image for message in messages for image in message.images])
+        ),
     )
     check_source(body.model)
     check_top_logprobs(body.top_logprobs)
@@ -69,7 +71,7 @@ async def chat(dependencies: ApiDependencies, exchange: Exchange) -> None:
     request = GenerateRequest(
         request_id=request_id_of(exchange),
         model=body.model,
-        prompt=ChatPrompt(messages=read_messages(messages)),
+        prompt=ChatPrompt(messages=await exchange.work_on_body(lambda: read_messages(messages))),
         options=options,
         format=output_format,
         keep_alive=keep_alive,

@@ -60,19 +60,25 @@ async def chat_prompt(
         async for item in events:
             now = time.perf_counter()
             if isinstance(item, Finished):
-                await writer.finish(event(_last(item, exchange.request_id, now - began)))
-                return
-            if item.text:
-                await writer.write(
-                    event(
+                data, end = b"", item
+            else:
+                data = b""
+                if item.text:
+                    data = event(
                         {
                             "token": item.text,
                             "latency_ms": _milliseconds(now - last),
                             "request_id": exchange.request_id,
                         }
                     )
-                )
-                last = now
+                    last = now
+                end = events.end()
+                if end is None:
+                    if data:
+                        await writer.write(data)
+                    continue
+            await writer.finish(data + event(_last(end, exchange.request_id, now - began)))
+            return
         raise AssertionError("the event stream ended without Finished")
 
 

@@ -19,7 +19,7 @@ from api.exchange import Exchange
 from api.json_body import BodyReader
 from api.ndjson import NdjsonStream, line
 from api.ollama.bodies import CreateBody
-from api.ollama.parts import read_messages
+from api.ollama.parts import check_source, check_suffixes, names_hosted_model, read_messages
 
 _reader: Final = BodyReader(CreateBody)
 PLAIN_JSON: Final = b"application/json"
@@ -47,12 +47,16 @@ async def create(dependencies: ApiDependencies, exchange: Exchange) -> None:
 
 def _request(dependencies: ApiDependencies, body: CreateBody) -> CreateRequest:
     name = body.model or body.name
+    check_suffixes(name)
     try:
         parse_name(name)
     except InvalidName as error:
         raise invalid_model_name() from error
+    if names_hosted_model(name):
+        raise bad_request('invalid model name: names in "cloud" mean hosted models', "INVALID_NAME")
     if body.modelfile is not None:
         return dependencies.modelfile_request(name, body.modelfile)
+    check_source(body.from_)
     if not (body.from_ or body.files):
         raise bad_request("neither 'from' or 'files' was specified")
     return CreateRequest(

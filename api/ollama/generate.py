@@ -37,7 +37,10 @@ async def generate(dependencies: ApiDependencies, exchange: Exchange) -> None:
     """Complete a prompt; an empty one loads or unloads the model."""
     body = await _reader.read(exchange, dependencies.settings.body_limit_bytes)
     keep_alive = parse_keep_alive(body.keep_alive)
-    wants = Wants(thinking=wants_thinking(body.think), images=check_images(body.images))
+    wants = Wants(
+        thinking=wants_thinking(body.think),
+        images=await exchange.work_on_body(lambda: check_images(body.images)),
+    )
     check_source(body.model)
     check_top_logprobs(body.top_logprobs)
     options = read_options(body.options, exchange)

@@ -37,11 +37,16 @@ async def answer_stream(
     ):
         async for event in events:
             if isinstance(event, TextDelta):
-                if event.text or event.logprobs:
-                    await stream.write(frames.delta(event))
+                data = frames.delta(event) if event.text or event.logprobs else b""
+                end = events.end()
+                if end is None:
+                    if data:
+                        await stream.write(data)
+                    continue
             else:
-                await stream.finish(frames.final(event) + b"\n")
-                return
+                data, end = b"", event
+            await stream.finish(data + frames.final(end) + b"\n")
+            return
         raise AssertionError("the event stream ended without Finished")
 
 

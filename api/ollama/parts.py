@@ -40,19 +40,25 @@ class Wants:
     images: bool = False
 
 
+def check_suffixes(model: str) -> None:
+    """Raises ApiError 400 for a name that is both hosted and local."""
+    if model.lower().endswith((":cloud:local", ":local:cloud", "-cloud:local")):
+        raise bad_request("use either :local or :cloud, not both")
+
+
+def names_hosted_model(model: str) -> bool:
+    """Whether the name's tag says that Ollama's hosted service has the model."""
+    _, colon, tag = model.lower().rpartition(":")
+    return bool(colon) and "/" not in tag and (tag == "cloud" or tag.endswith("-cloud"))
+
+
 def check_source(model: str) -> None:
     """Refuse names that mean a hosted model.
 
     Raises ApiError 400 or 403.
     """
-    _, colon, tag = model.rpartition(":")
-    if not colon:
-        return
-    lowered = model.lower()
-    cloud = tag.lower() == "cloud" or tag.lower().endswith("-cloud")
-    if lowered.endswith((":cloud:local", ":local:cloud", "-cloud:local")):
-        raise bad_request("use either :local or :cloud, not both")
-    if cloud:
+    check_suffixes(model)
+    if names_hosted_model(model):
         raise ApiError(403, "CLOUD_DISABLED", CLOUD_DISABLED)
 
 

@@ -12,6 +12,7 @@ from api.errors import invalid_model_name, model_required
 from api.exchange import Exchange
 from api.json_body import BodyReader
 from api.ollama.bodies import TransferBody
+from api.ollama.parts import check_source
 
 _reader: Final = BodyReader(TransferBody)
 
@@ -37,6 +38,7 @@ async def push(dependencies: ApiDependencies, exchange: Exchange) -> None:
 
 
 def _check_name(name: str) -> None:
+    check_source(name)
     try:
         parse_name(name)
     except InvalidName as error:

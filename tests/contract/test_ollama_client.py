@@ -317,6 +317,28 @@ def test_wrong_options_are_refused(http, chat_model):
     assert answer.json()["error"] == 'option "num_ctx" must be of type integer'
 
 
+@pytest.mark.parametrize("output_format", [None, "json"])
+@pytest.mark.parametrize(
+    "extreme",
+    [
+        {"typical_p": -1}, {"typical_p": 0.5}, {"typical_p": 0.9, "top_k": 0},
+        {"repeat_penalty": 0}, {"repeat_penalty": 1e300}, {"repeat_penalty": 0, "typical_p": 0.5},
+        {"frequency_penalty": -1e300}, {"presence_penalty": 1e300}, {"top_p": -1}, {"min_p": 5},
+        {"temperature": 1e300}, {"temperature": -1}, {"top_k": 10**12}, {"num_keep": 10**12},
+        {"seed": 10**400}, {"seed": -(2**70)}, {"num_ctx": 10**12}, {"num_ctx": -1},
+        {"num_ctx": 1}, {"repeat_last_n": 10**12}, {"num_thread": 10**6}, {"num_batch": -1},
+    ],
+    ids=json.dumps,
+)  # fmt: skip
+def test_no_option_value_ends_a_runner(http, chat_model, extreme, output_format):
+    body = {
+        "model": chat_model, "prompt": "Hello.", "stream": False, "format": output_format,
+        "options": {"num_predict": 6, **extreme},
+    }  # fmt: skip
+    answer = http.post("/api/generate", json=body)
+    assert answer.status_code == 200, answer.text
+
+
 def test_a_long_prompt_is_cut_or_refused(http, chat_model):
     body = {
         "model": chat_model, "prompt": "word " * 4000, "stream": False,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +12,9 @@ from agent.inference.engine.draw import choose, position_key
 from agent.inference.llama.model import Vocabulary
 from agent.inference.llama.sampler import ChainSampler, Grammar, Truncation
 from agent.inference.protocol import LogprobRow, Sampling
+
+LOGIT_LIMIT: Final = 1e30
+"""Penalties move logits no further than this: infinities would make probabilities NaN."""
 
 
 class GrammarDeadEnd(Exception):
@@ -127,11 +131,13 @@ class SequenceSampler:
     def _penalise(self, logits: NDArray[np.float32], history: Sequence[int]) -> None:
         recent = history if self._last_n < 0 else history[-self._last_n :]
         tokens, counts = np.unique(np.fromiter(recent, np.int32, len(recent)), return_counts=True)
-        values = logits[tokens]
+        values = logits[tokens].astype(np.float64)
         if self._repeat != 1.0:
-            values = np.where(values <= 0, values * self._repeat, values / self._repeat)
-        values -= (counts * self._frequency + self._presence).astype(np.float32)
-        logits[tokens] = values
+            # A penalty of zero is allowed and asks for repetition at any price.
+            with np.errstate(divide="ignore"):
+                values = np.where(values <= 0, values * self._repeat, values / self._repeat)
+        values -= counts * self._frequency + self._presence
+        logits[tokens] = np.clip(values, -LOGIT_LIMIT, LOGIT_LIMIT)
 
 
 def log_probabilities(

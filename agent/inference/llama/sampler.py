@@ -16,6 +16,8 @@ from agent.inference.llama.model import Vocabulary
 TOKEN_DATA: Final = np.dtype([("id", "<i4"), ("logit", "<f4"), ("p", "<f4")])
 CHAIN_LIMIT: Final = 64
 """Chains kept for distinct settings; the oldest goes first."""
+HOPELESS: Final = 80.0
+"""Candidates this far below the best logit are left out before typical sampling."""
 
 Choose = Callable[[NDArray[np.int32], NDArray[np.float32]], int]
 
@@ -84,6 +86,8 @@ class ChainSampler:
         self._apply = library.bindings.llama_sampler_i_apply(self._on_apply)
         self._name = library.bindings.llama_sampler_i_name(_draw_name)
         self._interface = library.SamplerInterface(name=self._name, apply=self._apply)
+        self._apply_hopeful = library.bindings.llama_sampler_i_apply(_keep_hopeful)
+        self._hopeful = library.SamplerInterface(name=self._name, apply=self._apply_hopeful)
         self._all_ids: NDArray[np.int32] = np.arange(vocabulary.size, dtype=np.int32)
         self._full: NDArray[Any] = np.zeros(vocabulary.size, TOKEN_DATA)
         self._full_array = _token_array(self._full)
@@ -103,8 +107,12 @@ class ChainSampler:
         """Draw among what ``grammar`` allows; None if it allows nothing."""
         self._fill(logits)
         grammar.mask(self._full_address)
-        if not np.isfinite(self._full["logit"]).any():
+        allowed = self._full[np.isfinite(self._full["logit"])]
+        if not allowed.size:
             return None
+        # Only what is allowed stays, so that no sampler can bring a forbidden token back.
+        self._full[: allowed.size] = allowed
+        self._full_array.size = allowed.size
         self._choose = choose
         library.sampler_apply(self._chain(truncation), self._full_address)
         self._raise_failure()
@@ -146,6 +154,10 @@ class ChainSampler:
         if truncation.top_k > 0:
             library.sampler_chain_add(chain, library.sampler_init_top_k(truncation.top_k))
         if truncation.typical_p < 1:
+            # llama.cpp takes the logarithm of every probability here: one that is zero makes
+            # all scores NaN, and sorting those reads beyond the array.
+            hopeful = library.sampler_init(ctypes.addressof(self._hopeful), None)
+            library.sampler_chain_add(chain, hopeful)
             library.sampler_chain_add(chain, library.sampler_init_typical(truncation.typical_p, 1))
         if truncation.top_p < 1:
             library.sampler_chain_add(chain, library.sampler_init_top_p(truncation.top_p, 1))
@@ -162,11 +174,7 @@ class ChainSampler:
         array.selected = 0
         try:
             assert self._choose is not None
-            size = int(array.size)
-            address = ctypes.cast(array.data, ctypes.c_void_p).value
-            assert address is not None
-            memory: Any = (ctypes.c_char * (size * TOKEN_DATA.itemsize)).from_address(address)
-            view: NDArray[Any] = np.frombuffer(memory, TOKEN_DATA, size)
+            view = _candidates(array)
             array.selected = self._choose(view["id"], view["logit"])
         except Exception as error:
             self._failure = error
@@ -175,6 +183,25 @@ class ChainSampler:
         if self._failure is not None:
             failure, self._failure = self._failure, None
             raise failure
+
+
+def _keep_hopeful(_sampler: object, candidates: Any) -> None:
+    array = candidates.contents
+    view = _candidates(array)
+    kept = view[view["logit"] > view["logit"].max() - HOPELESS]
+    if 0 < kept.size < view.size:
+        view[: kept.size] = kept
+        array.size = kept.size
+        array.selected = -1
+
+
+def _candidates(array: Any) -> NDArray[Any]:
+    """The candidates of a token array, writable, in place."""
+    size = int(array.size)
+    address = ctypes.cast(array.data, ctypes.c_void_p).value
+    assert address is not None
+    memory: Any = (ctypes.c_char * (size * TOKEN_DATA.itemsize)).from_address(address)
+    return np.frombuffer(memory, TOKEN_DATA, size)
 
 
 def _draw_name(_sampler: object) -> bytes:

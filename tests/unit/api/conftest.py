@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from functools import partial
 
 import httpx
@@ -14,16 +15,25 @@ from tests.unit.api.scripted import Node, ScriptedCatalog, ScriptedInference, de
 
 
 @asynccontextmanager
-async def running_node(*, send_timeout_s: float = 30.0, **changes):
+async def running_node(*, send_timeout_s=30.0, connection_limit=None, **changes):
     catalog = ScriptedCatalog()
     inference = ScriptedInference(catalog)
-    dependencies = dependencies_for(catalog, inference, **changes)
-    listener = bind("127.0.0.1", 0)
     shutdown = trio.Event()
+    dependencies = replace(
+        dependencies_for(catalog, inference, **changes),
+        state=lambda: "draining" if shutdown.is_set() else "serving",
+    )
+    listener = bind("127.0.0.1", 0)
     async with trio.open_nursery() as nursery:
-        address = await nursery.start(
-            partial(serve, dependencies, listener, shutdown=shutdown, send_timeout_s=send_timeout_s)
+        serve_it = partial(
+            serve,
+            dependencies,
+            listener,
+            shutdown=shutdown,
+            send_timeout_s=send_timeout_s,
+            connection_limit=connection_limit,
         )
+        address = await nursery.start(serve_it)
         try:
             yield Node(address.url, address.port, catalog, inference, dependencies, shutdown)
         finally:

@@ -198,13 +198,25 @@ DONE = Finished(
 
 @dataclass
 class Stream:
-    events: AsyncIterator[GenerateEvent]
+    """Yields what the script yields; a pair of a delta and Finished comes as one."""
+
+    events: AsyncIterator[GenerateEvent | tuple[TextDelta, Finished]]
+    last: Finished | None = None
 
     def __aiter__(self):
         return self
 
     async def __anext__(self):
-        return await self.events.__anext__()
+        if self.last is not None:
+            return self.end()
+        event = await self.events.__anext__()
+        if isinstance(event, tuple):
+            event, self.last = event
+        return event
+
+    def end(self):
+        last, self.last = self.last, None
+        return last
 
 
 @dataclass

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+import structlog
 
 from agent.inference.errors import (
     EmbeddingTooLong,
@@ -32,6 +33,8 @@ RUNNER_DIED = (
     "model runner has unexpectedly stopped, this may be due to resource limitations or an "
     "internal error, check ollama server logs for details"
 )
+BAD_OPTION = "INVALID_OPTION"
+BOTH_SUFFIXES = "use either :local or :cloud, not both"
 THINK_TYPE = 'think must be a boolean or string ("high", "medium", "low", "max", true, or false)'
 THINK_WORD = 'invalid think value: "x" (must be "high", "medium", "low", "max", true, or false)'
 
@@ -95,8 +98,8 @@ CASES = [
     ("push", {}, 400, "model is required"),
     ("pull", {}, 400, "invalid model name"),
     ("pull", {"model": "a b"}, 400, "invalid model name"),
-    ("generate", {"model": "m:cloud:local"}, 400, "use either :local or :cloud, not both"),
-    ("chat", {"model": "m:20b-cloud:local"}, 400, "use either :local or :cloud, not both"),
+    ("generate", {"model": "m:cloud:local"}, 400, BOTH_SUFFIXES),
+    ("chat", {"model": "m:20b-cloud:local"}, 400, BOTH_SUFFIXES),
     ("chat", {"model": "m:cloud"}, 403, "ollama cloud is disabled: remote model is unavailable"),
     (
         "generate", {"model": "m:20b-cloud"}, 403,
@@ -183,6 +186,22 @@ CASES = [
     ("create", {"model": "new"}, 400, "neither 'from' or 'files' was specified"),
     ("create", {"model": "new", "files": {"a": "md5:1"}}, 400, "invalid digest format"),
     ("create", {"model": "new", "files": {"a": DIGEST}}, 400, f'blob "{DIGEST}" not found'),
+    ("pull", {"model": "m:cloud"}, 403, "ollama cloud is disabled: remote model is unavailable"),
+    (
+        "create", {"model": "new", "from": "m:cloud"}, 403,
+        "ollama cloud is disabled: remote model is unavailable",
+    ),
+    (
+        "create", {"model": "m:cloud", "from": "chat"}, 400,
+        'invalid model name: names in "cloud" mean hosted models',
+    ),
+    (
+        "copy", {"source": "chat", "destination": "m:20b-cloud"}, 400,
+        'destination "m:20b-cloud" is invalid: names in "cloud" mean hosted models',
+    ),
+    ("copy", {"source": "m:cloud", "destination": "y"}, 404, 'model "m:cloud" not found'),
+    ("copy", {"source": "m:cloud:local", "destination": "y"}, 400, BOTH_SUFFIXES),
+    ("create", {"model": "m:local:cloud", "from": "chat"}, 400, BOTH_SUFFIXES),
     ("experimental/web_search", {}, 403, "ollama cloud is disabled: web search is unavailable"),
 ]  # fmt: skip
 
@@ -367,3 +386,38 @@ async def test_a_wrong_method_names_the_right_ones(client):
     assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
     answer = await client.put(f"/api/blobs/{DIGEST}", content=b"")
     assert (answer.status_code, answer.headers["allow"]) == (405, "HEAD, POST")
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code"),
+    [
+        ({"model": "nope", "prompt": "secret words"}, 404, "MODEL_NOT_FOUND"),
+        ({"model": "chat", "prompt": "secret words", "think": True}, 400, "CAPABILITY_MISSING"),
+        ({"model": "chat", "prompt": "secret words", "format": 3}, 500, "INVALID_FORMAT"),
+        ({"model": "chat", "prompt": "secret words", "options": {"seed": "x"}}, 500, BAD_OPTION),
+    ],
+)  # fmt: skip
+async def test_a_refusal_is_logged_once_with_its_reason_and_counted(
+    node, client, body, status, code
+):
+    with structlog.testing.capture_logs([structlog.contextvars.merge_contextvars]) as lines:
+        answer = await client.post("/api/generate", json=body)
+    assert answer.status_code == status
+    told = [line for line in lines if line["log_level"] != "debug"]
+    assert [line["event"] for line in told] == ["http_request"]
+    assert told[0]["log_level"] == "info"
+    assert told[0]["status"] == status
+    assert told[0]["code"] == code
+    assert told[0]["reason"] == answer.json()["error"]
+    assert told[0]["request_id"] == answer.headers["x-request-id"]
+    assert "secret words" not in str(lines)
+    labels = {"route": "/api/generate", "code": code}
+    registry = node.dependencies.metrics.registry
+    assert registry.get_sample_value("llamesh_http_errors_total", labels) == 1
+
+
+async def test_a_fault_of_the_node_is_a_warning(node, client):
+    node.inference.error = RunnerDied("gone")
+    with structlog.testing.capture_logs() as lines:
+        await client.post("/api/generate", json={"model": "chat", "prompt": "x"})
+    assert [line["log_level"] for line in lines if line["event"] == "http_request"] == ["warning"]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import threading
 from typing import Any
 
 import msgspec
+import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -81,3 +83,32 @@ def test_nested_unknown_keys_are_named_with_their_place():
     body = BodyReader(ChatBody).decode(data, target)
     assert [message.role for message in body.messages or ()] == ["a", ""]
     assert ignored(target) == ["messages.x", "messages.tool_calls.function.y"]
+
+
+async def test_other_requests_go_on_while_a_large_body_is_read(node, client, monkeypatch):
+    at_work = trio.Event()
+    go_on = threading.Event()
+    token = trio.lowlevel.current_trio_token()
+    decode = BodyReader.decode
+
+    def slowly(reader, data, exchange):
+        if len(data) > 1 << 20:
+            token.run_sync_soon(at_work.set)
+            assert go_on.wait(10)
+        return decode(reader, data, exchange)
+
+    monkeypatch.setattr(BodyReader, "decode", slowly)
+    answers = []
+
+    async def ask():
+        body = {"model": "chat", "prompt": "x" * (1 << 20), "stream": False}
+        answers.append(await client.post("/api/generate", json=body))
+
+    with trio.fail_after(20):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ask)
+            await at_work.wait()
+            assert (await client.get("/api/version")).status_code == 200
+            go_on.set()
+    assert answers[0].status_code == 200
+    assert node.inference.requests[0].prompt.text == "x" * (1 << 20)

@@ -64,6 +64,49 @@ async def test_a_stream_is_chunked_with_one_line_per_chunk(node):
         json.loads(chunk)
 
 
+@pytest.mark.parametrize(
+    ("path", "body", "text"),
+    [
+        ("/api/generate", b'{"model":"chat","prompt":"x"}', b'"response":"b"'),
+        ("/api/chat", b'{"model":"chat","messages":[{}]}', b'"content":"b"'),
+        ("/api/chat", b'{"model":"chat","prompt":"x"}', b'"token":"b"'),
+    ],
+)
+async def test_the_last_text_and_the_end_leave_in_one_write(node, path, body, text):
+    go_on = trio.Event()
+
+    async def script(_):
+        yield TextDelta("a")
+        await go_on.wait()
+        yield TextDelta("b"), DONE
+
+    node.inference.script = script
+    stream = await trio.open_tcp_stream("127.0.0.1", node.port)
+    async with stream:
+        await stream.send_all(http_request("POST", path, body))
+        await stream.receive_some()
+        go_on.set()
+        last = await stream.receive_some()
+    assert text in last
+    assert b'"done":true' in last
+    assert last.endswith(b"\r\n0\r\n\r\n")
+    assert last.count(b"\r\n0\r\n") == 1
+
+
+async def test_an_answer_that_is_there_at_once_is_one_write(node):
+    async def script(_):
+        yield TextDelta("b"), DONE
+
+    node.inference.script = script
+    stream = await trio.open_tcp_stream("127.0.0.1", node.port)
+    async with stream:
+        await stream.send_all(GENERATE)
+        answer = await stream.receive_some()
+    assert answer.startswith(b"HTTP/1.1 200")
+    assert answer.endswith(b"\r\n0\r\n\r\n")
+    assert answer.count(b"\r\n0\r\n") == 1
+
+
 async def test_the_status_waits_for_the_first_object(node):
     release = trio.Event()
 
@@ -313,7 +356,7 @@ async def test_a_taken_address_is_told_before_anything_starts():
             bind("127.0.0.1", address.port)
 
 
-async def test_shutdown_lets_a_stream_finish_and_takes_no_new_connection():
+async def test_shutdown_lets_a_stream_finish_and_answers_new_requests_with_503():
     go_on = trio.Event()
 
     async def script(_):
@@ -328,12 +371,54 @@ async def test_shutdown_lets_a_stream_finish_and_takes_no_new_connection():
             await stream.send_all(GENERATE)
             first = await stream.receive_some()
             node.shutdown.set()
-            await trio.sleep(0.05)
-            with pytest.raises(OSError):
-                await trio.open_tcp_stream("127.0.0.1", node.port)
+            async with httpx.AsyncClient(base_url=node.url) as http:
+                for path in ("/api/generate", "/api/tags"):
+                    method = "GET" if path == "/api/tags" else "POST"
+                    refused = await http.request(method, path)
+                    assert refused.status_code == 503
+                    assert refused.json()["code"] == "DRAINING"
+                    assert "stopping" in refused.json()["error"]
+                    assert int(refused.headers["retry-after"]) > 0
+                    assert refused.headers["connection"] == "close"
+                assert (await http.get("/readyz")).status_code == 503
+                assert (await http.get("/healthz")).status_code == 200
             go_on.set()
             rest = await read_until(stream, b"\r\n0\r\n\r\n")
     assert b'"done":true' in first + rest
+
+
+async def test_after_the_last_stream_nothing_listens_any_more():
+    async with running_node() as node:
+        node.shutdown.set()
+        with trio.fail_after(5):
+            while True:
+                try:
+                    stream = await trio.open_tcp_stream("127.0.0.1", node.port)
+                except OSError:
+                    break
+                await stream.aclose()
+
+
+async def test_a_connection_over_the_limit_is_told_503_and_closed():
+    async with running_node(connection_limit=1) as node:
+        first = await trio.open_tcp_stream("127.0.0.1", node.port)
+        async with first:
+            await first.send_all(http_request("GET", "/"))
+            await read_until(first, b"Ollama is running")
+            second = await trio.open_tcp_stream("127.0.0.1", node.port)
+            async with second:
+                refused = await read_until(second, b"never")
+            assert refused.startswith(b"HTTP/1.1 503 ")
+            head, _, body = refused.partition(b"\r\n\r\n")
+            assert f"content-length: {len(body)}".encode() in head
+            assert json.loads(body)["code"] == "TOO_MANY_CONNECTIONS"
+        with trio.fail_after(5):
+            answer = b""
+            while not answer.startswith(b"HTTP/1.1 200"):
+                third = await trio.open_tcp_stream("127.0.0.1", node.port)
+                async with third:
+                    await third.send_all(http_request("GET", "/"))
+                    answer = await third.receive_some()
 
 
 async def test_shutdown_ends_streams_after_the_grace_period():

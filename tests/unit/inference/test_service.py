@@ -518,3 +518,21 @@ async def test_load_unload_and_running_reach_the_runners() -> None:
     await inference.unload("scripted")
     assert pool.stopped == [MODEL]
     assert inference.running() == ()
+
+
+async def test_the_last_text_and_the_end_come_together() -> None:
+    deltas = answer("yes")
+    whole = Delta(
+        sequence_id=0, index=2, tokens=letters("s"), text="s", finish="length", summary=SUMMARY
+    )
+    inference, _, _ = service(ScriptedRunner([[*deltas[:2], whole], [*deltas[:2], whole]]))
+    async with inference.generate(chat()) as events:
+        seen: list[tuple[str, Finished | None]] = []
+        async for event in events:
+            assert isinstance(event, TextDelta)
+            seen.append((event.text, events.end()))
+    assert [text for text, _ in seen] == ["y", "e", "s"]
+    assert [end is None for _, end in seen] == [True, True, False]
+    read_on = await collect(inference, chat())
+    assert joined(read_on) == "yes"
+    assert last(read_on).reason == "length"
