@@ -137,6 +137,19 @@ def test_a_killed_node_leaves_no_orphan_and_starts_again(tmp_path: Path, store: 
                 assert b'"done":true' in response.read()
 
 
+def test_a_runner_that_hangs_does_not_outlive_its_killed_node(tmp_path: Path, store: Path) -> None:
+    home = tmp_path / "home"
+    with LiveNode(home=home, models=store) as node, stream(node, tokens=-1):
+        runners = runners_of(node)
+        for runner in runners:
+            runner.suspend()
+        assert node.stop(signal.SIGKILL) == -signal.SIGKILL
+        assert_gone(runners)
+        assert list((home / "runners").iterdir()) != [], "nothing tells the next node of them"
+        with LiveNode(home=home, models=store):
+            assert list((home / "runners").iterdir()) == []
+
+
 def test_a_second_agent_on_the_same_home_is_refused_with_the_firsts_pid(
     tmp_path: Path, store: Path
 ) -> None:
