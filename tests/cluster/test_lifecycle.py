@@ -39,7 +39,7 @@ def store(tmp_path_factory: pytest.TempPathFactory, model_library: ModelLibrary)
 def stream(node: LiveNode, tokens: int) -> Generator[http.client.HTTPResponse]:
     """A generation whose first line has been read, so its runner is at work."""
     connection = http.client.HTTPConnection("127.0.0.1", node.port, timeout=LIMIT_S)
-    body = {
+    body: dict[str, object] = {
         "model": MODEL,
         "prompt": "a",
         "options": {"num_predict": tokens, "seed": 1, "num_ctx": 4096},

@@ -3,13 +3,13 @@ continued, a sequence's greedy tokens are those of a lone sequence."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from agent.inference.protocol import Sampling
+from agent.inference.protocol import LogprobRow, Sampling
 from tests.engine.direct_runner import GREEDY, Answer, DirectRunner
 from tests.models import reference
 
@@ -77,6 +77,12 @@ def agree(tokens: list[int], leads: list[tuple[int, float]]) -> None:
     assert len(tokens) == len(leads)
 
 
+def lead(row: LogprobRow, banned: Sequence[int]) -> tuple[int, float]:
+    """The chosen token and its lead over the best other one that was not banned."""
+    others = [value for token, _, value in row.top if token not in (*banned, row.chosen[0])]
+    return row.chosen[0], row.chosen[2] - max(others)
+
+
 def test_a_lone_sequence_equals_plain_llama_cpp(runner: DirectRunner, expected: Expected) -> None:
     for prompt in PROMPTS:
         answer = runner.ask(prompt, predict_limit=LIMIT)
@@ -129,14 +135,19 @@ def test_a_cache_moved_to_host_memory_comes_back_exact(
         assert again.summary.cached_tokens > 100
 
 
-def test_preempted_sequences_go_on_as_if_never_interrupted(
-    tiny_llama: Path, expected: Expected
-) -> None:
-    # Eight answers need more cells than there are: some sequence must lose its cache in between.
-    with load(tiny_llama, cells=256, sequence_context=256, idle_cells=0) as one:
-        prompts = [*PROMPTS, *PROMPTS[:2]]
-        ids = [one.begin(prompt, predict_limit=LIMIT) for prompt in prompts]
-        check(one.finish(ids), prompts, expected)
+def test_preempted_sequences_go_on_as_if_never_interrupted(tiny_llama: Path) -> None:
+    # Three answers of ninety tokens cannot stay in 160 cells together: one must lose its cache.
+    endless = Sampling(seed=0, temperature=0.0, ignore_eos=True)
+    asked: dict[str, Any] = {"sampling": endless, "predict_limit": 90}
+    with load(tiny_llama, cells=160, sequence_context=160, idle_cells=0) as one:
+        leads: list[list[tuple[int, float]]] = []
+        for prompt in PROMPTS[:4]:
+            rows = one.ask(prompt, **asked, logprobs=4).logprobs
+            leads.append([lead(row, one.facts.end_tokens) for row in rows])
+        prompts = [one.tokenize(prompt) for prompt in PROMPTS[:4]]
+        answers = one.finish([one.begin(prompt, **asked) for prompt in prompts])
+        for answer, wanted in zip(answers, leads, strict=True):
+            agree(answer.tokens, wanted)
         one.ask(PROMPTS[0], predict_limit=1)
         assert one.statistics is not None
         assert one.statistics.preemptions > 0

@@ -96,7 +96,7 @@ def load(order: LoadModel, emit: Emit, aborted: Callable[[], bool]) -> LoadedMod
         raise LoadRefused(progress.phase, str(error)) from error
     engine: Engine | Embedder
     if order.embedding:
-        limit = _input_limit(model, context)
+        limit = _input_limit(model, context, order)
         engine = Embedder(model, context, emit, input_limit=limit)
     else:
         engine = Engine(
@@ -143,8 +143,9 @@ def _new_context(
     )
 
 
-def _input_limit(model: Model, context: Context) -> int:
-    limit = min(context.batch_capacity, context.sequence_cells)
+def _input_limit(model: Model, context: Context, order: LoadModel) -> int:
+    # llama.cpp rounds contexts up; what was asked for is the limit all the same.
+    limit = min(context.batch_capacity, context.sequence_cells, order.sequence_context)
     return min(limit, model.train_context) if model.train_context > 0 else limit
 
 
@@ -165,7 +166,7 @@ def _facts(model: Model, context: Context, order: LoadModel) -> ModelFacts:
         cells=context.cells,
         slots=context.slots,
         sequence_context=min(order.sequence_context, context.sequence_cells),
-        batch=_input_limit(model, context) if is_input_limited else context.batch_capacity,
+        batch=_input_limit(model, context, order) if is_input_limited else context.batch_capacity,
         pooling=library.POOLING_NAMES[context.pooling],
         can_shift=context.can_shift,
         can_rewind=model.can_rewind,
