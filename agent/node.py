@@ -14,7 +14,7 @@ from agent.settings import Settings
 State = Literal["starting", "serving", "draining"]
 
 STOP_MARGIN_S: Final = 2.0
-"""What the API may take beyond the grace period before the node cancels it."""
+"""What the API may take after its runners have ended before the node cancels it."""
 
 _log = structlog.get_logger()
 
@@ -55,24 +55,35 @@ class Node:
 
     settings: Settings
     runners: AbstractAsyncContextManager[object]
-    """Open while the node lives; leaving it stops every runner process."""
+    """Open while the node lives; leaving it stops every runner process, and fails the requests
+    that still need one."""
     serve_api: ServeApi
     lifecycle: Lifecycle = field(default_factory=Lifecycle)
 
     async def serve(self, *, task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED) -> None:
         """Run until ``lifecycle.begin_stop`` and the drain after it; reports the API's URL.
 
-        Runners are stopped last, so that streams can end. Cancellation skips the drain.
+        Runners are stopped once no stream needs them, or at the end of the grace period; then
+        the API has a moment left to tell that to those who still waited. Cancellation skips the
+        drain.
         """
         settings, lifecycle = self.settings, self.lifecycle
-        async with self.runners, trio.open_nursery() as nursery:
-            url = await nursery.start(self.serve_api, self)
-            lifecycle.begin_serving()
-            _log.info("node_ready", node=settings.node_name, url=url)
-            task_status.started(url)
-            await lifecycle.stopping.wait()
-            _log.info("node_draining", grace_period_s=settings.grace_period_s)
-            nursery.cancel_scope.deadline = (
-                trio.current_time() + settings.grace_period_s + STOP_MARGIN_S
-            )
+        async with trio.open_nursery() as nursery:
+            async with self.runners:
+                api_ended = trio.Event()
+                url = await nursery.start(self._serve_api, api_ended)
+                lifecycle.begin_serving()
+                _log.info("node_ready", node=settings.node_name, url=url)
+                task_status.started(url)
+                await lifecycle.stopping.wait()
+                _log.info("node_draining", grace_period_s=settings.grace_period_s)
+                with trio.move_on_after(settings.grace_period_s):
+                    await api_ended.wait()
+            nursery.cancel_scope.deadline = trio.current_time() + STOP_MARGIN_S
         _log.info("node_stopped", node=settings.node_name)
+
+    async def _serve_api(self, ended: trio.Event, *, task_status: trio.TaskStatus[str]) -> None:
+        try:
+            await self.serve_api(self, task_status=task_status)
+        finally:
+            ended.set()

@@ -22,6 +22,7 @@ from agent.inference.errors import (
     InvalidOption,
     InvalidRequest,
     LoadFailed,
+    NodeStopping,
     NotAvailable,
     PromptTooLong,
     QueueFull,
@@ -217,6 +218,7 @@ _TABLE: Final = (
     _Row(InvalidFormat, 500, "INVALID_FORMAT"),
     _Row(TemplateError, 400, "INVALID_TEMPLATE", lambda error: f"template error: {error}"),
     _Row(InvalidRequest, 400, "INVALID_REQUEST"),
+    _Row(NodeStopping, 503, "DRAINING"),
     _Row(NotAvailable, 501, "NOT_AVAILABLE"),
     _Row(QueueFull, 503, "QUEUE_FULL", lambda _: _QUEUE_FULL),
     _Row(InsufficientMemory, 500, "INSUFFICIENT_MEMORY"),
@@ -248,9 +250,18 @@ def describe(error: BaseException, operation: Operation) -> ErrorAnswer | None:
             return ErrorAnswer(leaf.status, leaf.code, leaf.text)
         for row in _TABLE:
             if isinstance(leaf, row.error) and row.operation in (None, operation):
-                retry = leaf.retry_after_s if isinstance(leaf, QueueFull) else None
-                return ErrorAnswer(row.status, row.code, row.text(leaf), retry)
+                return ErrorAnswer(row.status, row.code, row.text(leaf), _retry_after_s(leaf))
     return None
+
+
+def _retry_after_s(error: BaseException) -> float | None:
+    match error:
+        case QueueFull():
+            return error.retry_after_s
+        case NodeStopping():
+            return DRAIN_RETRY_S
+        case _:
+            return None
 
 
 def draining() -> ErrorAnswer:

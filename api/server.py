@@ -32,6 +32,8 @@ CONNECTION_LIMIT: Final = 4096
 """Open client connections, where the process may have that many files open."""
 RESERVED_DESCRIPTORS: Final = 256
 """File descriptors that connections leave to runners, models and logs."""
+FAREWELL_S: Final = 1.0
+"""How long after the grace period requests may take to tell why they were not finished."""
 LATE_CONNECTION_TIMEOUT_S: Final = 5.0
 """How long a connection that came while the node stops may take for its request."""
 _CONNECTIONS_REFUSED: Final = (
@@ -174,7 +176,7 @@ async def serve(
                 )
                 await context.terminated.set()
                 connections.cancel_scope.deadline = (
-                    trio.current_time() + dependencies.settings.grace_period_s
+                    trio.current_time() + dependencies.settings.grace_period_s + FAREWELL_S
                 )
             late_connections.cancel_scope.cancel()
 

@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import ExitStack, asynccontextmanager
 from datetime import datetime
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import structlog
 import trio
@@ -27,9 +27,6 @@ from agent.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
     from agent.inference.pool import RunnerPool
-
-RUNNER_STOP_S: Final = 1.0
-"""How long runners may still finish requests once the API is gone: nobody reads them."""
 
 _log = structlog.get_logger()
 
@@ -161,4 +158,5 @@ async def _runners(settings: Settings, pool: RunnerPool) -> AsyncGenerator[None]
             yield
         finally:
             with trio.CancelScope(shield=True):
-                await pool.close(RUNNER_STOP_S)
+                # The node has waited as long as it wants to.
+                await pool.close(0)

@@ -40,6 +40,10 @@ class NotAvailable(InferenceError):
     """Asked-for behaviour that this release does not have; the message says which and why."""
 
 
+class NodeStopping(InferenceError):
+    """The node stops before the request could be served, or finished."""
+
+
 class PromptTooLong(InferenceError):
     """The prompt does not fit the context and the request forbids cutting it."""
 

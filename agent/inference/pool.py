@@ -38,7 +38,7 @@ from agent.inference.errors import (
     InvalidOption,
     LoadFailed,
     LoadStalled,
-    NotAvailable,
+    NodeStopping,
     QueueFull,
 )
 from agent.inference.inventory import Claim, Inventory, Reservation, measured_reservations
@@ -156,7 +156,7 @@ class RunnerPool:
         """Wait for a ready runner of ``model`` and hold it.
 
         Raises QueueFull, InsufficientMemory, InvalidOption, LoadFailed, LoadStalled, or
-        NotAvailable while the node stops. Cancelling the only waiter of a load aborts it.
+        NodeStopping. Cancelling the only waiter of a load aborts it.
         """
         started_s = trio.current_time()
         if self._closed or self._nursery is None:
@@ -747,8 +747,8 @@ class RunnerPool:
         await self._news.wait()
 
 
-def _stopping() -> NotAvailable:
-    return NotAvailable("this node is stopping")
+def _stopping() -> NodeStopping:
+    return NodeStopping("the node is stopping")
 
 
 def _key(model: InstalledModel, embedding: bool) -> RunnerKey:

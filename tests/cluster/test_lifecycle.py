@@ -14,9 +14,12 @@ from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
+import trio
 
+from tests.cluster.asking import Asker, asking
 from tests.models.library import ModelLibrary
 from tests.models.live_node import LiveNode
 from tests.models.ollama_store import add_model
@@ -110,10 +113,40 @@ def test_sigterm_lets_a_stream_finish_and_admits_nothing_more(tmp_path: Path, st
 def test_streams_over_the_grace_period_are_ended(tmp_path: Path, store: Path) -> None:
     arguments = ("--grace-period-s", "0.2")
     with LiveNode(home=tmp_path / "home", models=store, arguments=arguments) as node:
-        with stream(node, tokens=-1):
+        with stream(node, tokens=-1) as response:
             runners = runners_of(node)
             assert node.stop() == 0
+            lines = [json.loads(line) for line in response]
         assert_gone(runners)
+    assert [line["done"] for line in lines[:-1]] == [False] * (len(lines) - 1)
+    assert lines[-1]["error"] == "the node is stopping"
+
+
+async def test_requests_that_still_wait_when_the_grace_period_ends_are_told(
+    tmp_path: Path, store: Path
+) -> None:
+    arguments = ("--grace-period-s", "0.2", "--num-parallel", "1")
+    body = {"model": MODEL, "prompt": "a", "options": {"num_predict": -1}, "format": ENDLESS}
+    answers: list[httpx.Response] = []
+
+    async def ask(asker: Asker) -> None:
+        answers.append(await asker.post("/api/generate", body))
+
+    with LiveNode(home=tmp_path / "home", models=store, arguments=arguments) as node:
+        async with (
+            asking(node) as asker,
+            trio.open_nursery() as nursery,
+            asker.stream("/api/generate", body) as first,
+        ):
+            await first.line()
+            nursery.start_soon(ask, asker)
+            await asker.until_busy(slots=1, waiting=1)
+            assert await trio.to_thread.run_sync(node.stop) == 0
+            lines = await first.rest()
+    assert lines[-1]["error"] == "the node is stopping"
+    assert [answer.status_code for answer in answers] == [503]
+    assert answers[0].json()["error"] == "the node is stopping"
+    assert int(answers[0].headers["retry-after"]) > 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

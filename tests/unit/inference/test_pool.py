@@ -12,7 +12,7 @@ from agent.inference.errors import (
     InvalidOption,
     LoadFailed,
     LoadStalled,
-    NotAvailable,
+    NodeStopping,
     QueueFull,
 )
 from agent.inference.memory import GIB
@@ -461,7 +461,7 @@ async def test_closing_lets_leases_end_refuses_new_ones_and_stops_all(autojump_c
         await pool.close(30)
         assert ended == [pytest.approx(5)]
         assert host.live == []
-        with pytest.raises(NotAvailable):
+        with pytest.raises(NodeStopping):
             await _touch(pool, model())
 
 
@@ -477,7 +477,7 @@ async def test_waiters_of_a_closing_pool_are_told(autojump_clock):
         host.gate(model())
 
         async def ask():
-            with pytest.raises(NotAvailable):
+            with pytest.raises(NodeStopping):
                 await _touch(pool, model())
 
         nursery.start_soon(ask)
