@@ -231,7 +231,9 @@ class RunnerPool:
         lane = self._lanes.get(key)
         if lane is None:
             taken = {other.runner_id for other in self._lanes.values()}
-            base = model.weights_digest[:12] + ("-embed" if key.embedding else "")
+            base = model.weights_digest.removeprefix("sha256:")[:12] + (
+                "-embed" if key.embedding else ""
+            )
             numbered = (f"{base}-{number}" for number in count(2))
             runner_id = next(name for name in chain((base,), numbered) if name not in taken)
             lane = self._lanes[key] = Lane(key, runner_id)

@@ -18,7 +18,7 @@ QUICK_S = 5.0
 ENDLESS: Json = {
     "model": CHAT,
     "prompt": "Count to one hundred.",
-    "format": {"type": "array", "items": {"type": "integer"}, "minItems": 10_000},
+    "format": {"type": "array", "items": {"enum": ["alpha", "beta"]}, "minItems": 10_000},
     "options": GREEDY | {"num_predict": -1},
 }
 

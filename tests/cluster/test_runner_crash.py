@@ -168,6 +168,61 @@ async def test_all_streams_of_a_dying_runner_go_on(node: LiveNode) -> None:
     assert answers == dict.fromkeys(range(6), STORY_TEXT)
 
 
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        pytest.param("/api/chat", {"model": CHAT, "messages": STORY, "options": GREEDY}, id="chat"),
+        pytest.param("/api/embed", {"model": "tiny-embedding", "input": ["a b", "c"]}, id="embed"),
+    ],
+)
+async def test_a_runner_that_dies_before_its_first_word_is_not_noticed(
+    node: LiveNode, path: str, body: Json
+) -> None:
+    volatile = {"created_at", "total_duration", "load_duration", "prompt_eval_duration"}
+    answers: list[Json] = []
+
+    async def ask(asker: Asker) -> None:
+        answers.append(await asker.ask(path, body))
+
+    async with asking(node) as asker:
+        await ask(asker)
+        first = await asker.runner(body["model"])
+        async with trio.open_nursery() as nursery:
+            with halted(first["pid"]):
+                nursery.start_soon(ask, asker)
+                await asker.until(
+                    lambda rows: any(
+                        row["pid"] == first["pid"] and row["slots_available"] < row["slots_total"]
+                        for row in rows
+                    )
+                )
+                os.kill(first["pid"], signal.SIGKILL)
+        assert (await asker.runner(body["model"]))["pid"] != first["pid"]
+    for answer in answers:
+        for figure in (*volatile, "eval_duration"):
+            answer.pop(figure, None)
+    assert answers[0] == answers[1]
+
+
+async def test_an_answer_whose_model_vanished_with_its_runner_ends_in_words(
+    start_node: NodeFactory, private_store: Path
+) -> None:
+    node = start_node()
+    blobs = private_store / "blobs"
+    async with asking(node) as asker:
+        await asker.chat(**body_of_story())
+        first = (await asker.runner())["pid"]
+        async with asker.stream("/api/generate", endless()) as stream:
+            await stream.line()
+            blobs.rename(blobs.with_name("elsewhere"))
+            os.kill(first, signal.SIGKILL)
+            lines = await stream.rest()
+        assert lines[-1]["error"].startswith("llama-server process has terminated: ")
+        assert "No such file" in lines[-1]["error"]
+        blobs.with_name("elsewhere").rename(blobs)
+        assert text_of([await asker.chat(**body_of_story())]) == STORY_TEXT
+
+
 async def test_a_hung_runner_delays_no_other_model_and_ends_with_its_node(
     start_node: NodeFactory,
 ) -> None:
@@ -198,6 +253,15 @@ async def test_a_hung_runner_that_revives_finishes_its_answer(node: LiveNode) ->
                 )
                 assert other["done"]
             assert text_of(await stream.rest()) == STORY_TEXT
+
+
+def endless() -> Json:
+    return {
+        "model": CHAT,
+        "prompt": "Count to one hundred.",
+        "format": {"type": "array", "items": {"enum": ["alpha", "beta"]}, "minItems": 10_000},
+        "options": GREEDY | {"num_predict": -1},
+    }
 
 
 def body_of_story() -> Json:
