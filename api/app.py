@@ -38,6 +38,8 @@ CLIENT_CLOSED: Final = 499
 """Status in logs and metrics of a request whose client went away first."""
 REASON_LIMIT: Final = 300
 """Characters of an error's text that go into the log."""
+METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+"""Methods with a metric of their own; clients can invent others without end."""
 ADMIN_PREFIX: Final = "/admin/"
 ADMIN_REFUSED: Final = ErrorAnswer(
     403,
@@ -94,6 +96,7 @@ class RequestMetrics:
 
     def record(self, route: str, method: str, status: int, seconds: float) -> None:
         """One answered request."""
+        method = method if method in METHODS else "other"
         key = (route, method, status)
         counter = self._counters.get(key)
         if counter is None:
@@ -154,7 +157,8 @@ class DirectConnection(TrioASGIHTTPConnection):
                 await exchange.reply(403)
                 return
             if method == "OPTIONS":
-                await exchange.reply(204, headers=app.policy.preflight_headers(origin or "*"))
+                preflight = app.policy.preflight_headers(origin) if origin else None
+                await exchange.reply(204, headers=preflight)
                 return
             if origin:
                 answer_headers += app.policy.answer_headers(origin)
