@@ -38,6 +38,8 @@ CLIENT_CLOSED: Final = 499
 """Status in logs and metrics of a request whose client went away first."""
 REASON_LIMIT: Final = 300
 """Characters of an error's text that go into the log."""
+METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+"""Methods with a metric of their own; clients can invent others without end."""
 ADMIN_PREFIX: Final = "/admin/"
 ADMIN_REFUSED: Final = ErrorAnswer(
     403,
@@ -52,6 +54,29 @@ _log = structlog.get_logger()
 Headers = list[tuple[bytes, bytes]]
 
 
+class Activity:
+    """How many requests are running."""
+
+    def __init__(self) -> None:
+        self._running = 0
+        self._idle: trio.Event | None = None
+
+    def __enter__(self) -> None:
+        self._running += 1
+
+    def __exit__(self, *_: object) -> None:
+        self._running -= 1
+        if not self._running and self._idle is not None:
+            self._idle.set()
+            self._idle = None
+
+    async def wait_idle(self) -> None:
+        """Return once none is. For one caller."""
+        if self._running:
+            self._idle = trio.Event()
+            await self._idle.wait()
+
+
 class Api(QuartTrio):
     """The Quart application of one node, with directly answered routes in front.
 
@@ -64,6 +89,7 @@ class Api(QuartTrio):
         self.dependencies = dependencies
         self.policy = policy
         self.table = RouteTable((*ollama_routes(), *cluster_routes()))
+        self.activity = Activity()
         self.requests = RequestMetrics(dependencies.metrics)
         node = dependencies.node.node_name.encode("ascii", "replace")
         self.node_headers: Headers = [(b"x-llamesh-node", node), (b"x-ollama-node", node)]
@@ -94,6 +120,7 @@ class RequestMetrics:
 
     def record(self, route: str, method: str, status: int, seconds: float) -> None:
         """One answered request."""
+        method = method if method in METHODS else "other"
         key = (route, method, status)
         counter = self._counters.get(key)
         if counter is None:
@@ -122,6 +149,10 @@ class DirectConnection(TrioASGIHTTPConnection):
     scope: HTTPScope
 
     async def __call__(self, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+        with self.app.activity:
+            await self._serve(receive, send)
+
+    async def _serve(self, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
         app = self.app
         scope = self.scope
         began = time.perf_counter()
@@ -134,6 +165,8 @@ class DirectConnection(TrioASGIHTTPConnection):
         structlog.contextvars.bind_contextvars(request_id=request_id)
         answer_headers: Headers = [(b"x-request-id", request_id.encode()), *app.node_headers]
 
+        if app.dependencies.state() == "draining" and not scope["http_version"].startswith("2"):
+            answer_headers.append((b"connection", b"close"))
         host = headers.get(b"host", b"").decode("latin-1")
         origin = headers.get(b"origin", b"").decode("latin-1")
         method = scope["method"]
@@ -154,7 +187,8 @@ class DirectConnection(TrioASGIHTTPConnection):
                 await exchange.reply(403)
                 return
             if method == "OPTIONS":
-                await exchange.reply(204, headers=app.policy.preflight_headers(origin or "*"))
+                preflight = app.policy.preflight_headers(origin) if origin else None
+                await exchange.reply(204, headers=preflight)
                 return
             if origin:
                 answer_headers += app.policy.answer_headers(origin)
@@ -181,7 +215,8 @@ class DirectConnection(TrioASGIHTTPConnection):
                 case None:
                     await super().__call__(receive, _with_headers(send, exchange))
         finally:
-            status = CLIENT_CLOSED if exchange.gone else exchange.status
+            left = exchange.gone and exchange.error is None
+            status = CLIENT_CLOSED if left else exchange.status
             seconds = time.perf_counter() - began
             app.requests.record(label, method, status, seconds)
             _log_request(method, path, status, seconds, exchange.error)

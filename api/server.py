@@ -32,10 +32,9 @@ CONNECTION_LIMIT: Final = 4096
 """Open client connections, where the process may have that many files open."""
 RESERVED_DESCRIPTORS: Final = 256
 """File descriptors that connections leave to runners, models and logs."""
-FAREWELL_S: Final = 1.0
-"""How long after the grace period requests may take to tell why they were not finished."""
-LATE_CONNECTION_TIMEOUT_S: Final = 5.0
-"""How long a connection that came while the node stops may take for its request."""
+CLOSE_TIMEOUT_S: Final = 1.5
+"""How long connections get to close once no request runs, or, when the grace period is over, to
+tell why they were not finished."""
 _CONNECTIONS_REFUSED: Final = (
     b'{"error":"server busy, please try again.  too many open connections",'
     b'"code":"TOO_MANY_CONNECTIONS"}'
@@ -137,9 +136,9 @@ async def serve(
     """Serve the API on ``listener``, and close it at the end.
 
     ``connection_limit`` is by default what the process's open files allow, up to
-    CONNECTION_LIMIT; a connection beyond it is told 503. After ``shutdown`` idle connections are
-    closed, and the others get the settings' grace period to finish what they are doing; until
-    then new connections get their 503 from the application. Cancelling ends everything at once.
+    CONNECTION_LIMIT; a connection beyond it is told 503. After ``shutdown`` the running requests
+    get the settings' grace period, while the application refuses new ones; once none runs, all
+    connections are closed. Cancelling ends everything at once.
     """
     address = bound_address(listener)
     addresses = await trio.to_thread.run_sync(_own_addresses)
@@ -153,36 +152,24 @@ async def serve(
     limit = connection_limit or _connection_limit()
     server = _Server(ASGIWrapper(asgi), trio.CapacityLimiter(limit), send_timeout_s)
     context = WorkerContext(None)
-    # A listener of trio's closes its socket when it is cancelled; this one stays for late comers.
-    with listener.dup() as late_listener:
-        async with trio.open_nursery() as late_connections:
-            async with trio.open_nursery() as connections:
-                async with trio.open_nursery() as accepting:
-                    accepting.start_soon(
-                        partial(
-                            trio.serve_listeners,
-                            partial(server.serve, _configuration(), context),
-                            [_listener(listener)],
-                            handler_nursery=connections,
-                        )
-                    )
-                    task_status.started(address)
-                    await shutdown.wait()
-                    accepting.cancel_scope.cancel()
-                late_connections.start_soon(
+    grace_period_s = dependencies.settings.grace_period_s
+    async with trio.open_nursery() as connections:
+        async with trio.open_nursery() as accepting:
+            accepting.start_soon(
+                partial(
                     trio.serve_listeners,
-                    partial(server.serve, _late_configuration(), WorkerContext(None)),
-                    [_listener(late_listener)],
+                    partial(server.serve, _configuration(), context),
+                    [trio.SocketListener(trio.socket.from_stdlib_socket(listener))],
+                    handler_nursery=connections,
                 )
-                await context.terminated.set()
-                connections.cancel_scope.deadline = (
-                    trio.current_time() + dependencies.settings.grace_period_s + FAREWELL_S
-                )
-            late_connections.cancel_scope.cancel()
-
-
-def _listener(listening: socket.socket) -> trio.SocketListener:
-    return trio.SocketListener(trio.socket.from_stdlib_socket(listening))
+            )
+            task_status.started(address)
+            await shutdown.wait()
+            with trio.move_on_after(grace_period_s):
+                await app.activity.wait_idle()
+            accepting.cancel_scope.cancel()
+        await context.terminated.set()
+        connections.cancel_scope.deadline = trio.current_time() + CLOSE_TIMEOUT_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,14 +245,6 @@ def _configuration() -> Config:
     config.keep_alive_timeout = IDLE_CONNECTION_TIMEOUT_S
     config.keep_alive_max_requests = 1_000_000
     config.h11_max_incomplete_size = HEADER_LIMIT_BYTES
-    return config
-
-
-def _late_configuration() -> Config:
-    """For connections that come while the node stops: one request, and no waiting for it."""
-    config = _configuration()
-    config.keep_alive_timeout = LATE_CONNECTION_TIMEOUT_S
-    config.keep_alive_max_requests = 1
     return config
 
 

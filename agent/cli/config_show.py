@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Final
 
 from agent.config import SECRETS, Configuration, load
 
@@ -50,6 +51,10 @@ def _values(configuration: Configuration) -> list[tuple[str, object]]:
     return [(f.name, getattr(settings, f.name)) for f in dataclasses.fields(settings)]
 
 
+_WITHOUT_VALUE: Final = {"keep_alive_s": "forever", "go_template": "auto"}
+"""What no value means, where it has a meaning."""
+
+
 def _plain(key: str, value: object) -> str | int | float | bool | list[str] | None:
     match value:
         case str() if key in SECRETS:
@@ -60,7 +65,9 @@ def _plain(key: str, value: object) -> str | int | float | bool | list[str] | No
             return [str(entry) for entry in value]  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
         case float() if math.isinf(value):
             return "no limit"
-        case str() | bool() | int() | float() | None:
+        case None:
+            return _WITHOUT_VALUE.get(key)
+        case str() | bool() | int() | float():
             return value
         case _:
             raise AssertionError(f"{key} has a type this command cannot print")

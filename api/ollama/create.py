@@ -9,14 +9,14 @@ from typing import Final, cast
 import msgspec
 
 from agent.inference.errors import NotAvailable
-from agent.inference.options import OptionValue
+from agent.inference.options import OptionValue, unknown_options
 from agent.models.create_request import CreateProgress, CreateRequest
 from agent.models.errors import InvalidName
 from agent.models.names import parse_name
 from api.dependencies import ApiDependencies
 from api.errors import bad_request, invalid_model_name
 from api.exchange import Exchange
-from api.json_body import BodyReader
+from api.json_body import BodyReader, report_ignored
 from api.ndjson import NdjsonStream, line
 from api.ollama.bodies import CreateBody
 from api.ollama.parts import check_source, check_suffixes, names_hosted_model, read_messages
@@ -29,6 +29,8 @@ async def create(dependencies: ApiDependencies, exchange: Exchange) -> None:
     """Write a model and report each step. A gone client cancels it."""
     body = await _reader.read(exchange, dependencies.settings.body_limit_bytes)
     request = _request(dependencies, body)
+    unknown = unknown_options(request.parameters)
+    report_ignored(exchange, [f"parameters.{name}" for name in unknown])
     if body.quantize or body.quantization:
         raise NotAvailable("quantize is not available yet: this release writes models as they are")
     stream = NdjsonStream(exchange)

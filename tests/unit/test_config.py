@@ -288,6 +288,12 @@ def test_show_hides_secrets_and_names_origins() -> None:
     assert "correct-horse" not in show_json(found)
 
 
+def test_show_says_what_no_value_means() -> None:
+    text = show_text(resolved({"OLLAMA_KEEP_ALIVE": "-1", "OLLAMA_GO_TEMPLATE": "auto"}))
+    lines = {line.split()[0]: line.split()[1] for line in text.splitlines() if line}
+    assert (lines["keep_alive_s"], lines["go_template"]) == ("forever", "auto")
+
+
 def test_load_reads_the_file_of_the_chosen_home(tmp_path: Path) -> None:
     (tmp_path / "config.toml").write_text("max_queue = 11\n")
     found = load({"LLAMESH_HOME": str(tmp_path)}, {})

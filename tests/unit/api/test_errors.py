@@ -6,6 +6,7 @@ import json
 
 import pytest
 import structlog
+import trio.testing
 
 from agent.inference.errors import (
     EmbeddingTooLong,
@@ -402,6 +403,7 @@ async def test_a_refusal_is_logged_once_with_its_reason_and_counted(
 ):
     with structlog.testing.capture_logs([structlog.contextvars.merge_contextvars]) as lines:
         answer = await client.post("/api/generate", json=body)
+        await trio.testing.wait_all_tasks_blocked()
     assert answer.status_code == status
     told = [line for line in lines if line["log_level"] != "debug"]
     assert [line["event"] for line in told] == ["http_request"]
@@ -420,4 +422,14 @@ async def test_a_fault_of_the_node_is_a_warning(node, client):
     node.inference.error = RunnerDied("gone")
     with structlog.testing.capture_logs() as lines:
         await client.post("/api/generate", json={"model": "chat", "prompt": "x"})
+        await trio.testing.wait_all_tasks_blocked()
     assert [line["log_level"] for line in lines if line["event"] == "http_request"] == ["warning"]
+
+
+async def test_invented_methods_share_one_metric(node, client):
+    for number in range(5):
+        await client.request(f"MAKE{number}", "/nowhere")
+    await trio.testing.wait_all_tasks_blocked()
+    registry = node.dependencies.metrics.registry
+    labels = {"route": "other", "method": "other", "status": "404"}
+    assert registry.get_sample_value("llamesh_http_requests_total", labels) == 5

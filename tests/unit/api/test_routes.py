@@ -431,3 +431,23 @@ async def test_an_empty_delta_writes_no_line(node, client):
     node.inference.script = script
     answer = await client.post("/api/generate", json={"model": "chat", "prompt": "x"})
     assert len(answer.text.splitlines()) == 1
+
+
+async def test_options_without_an_origin_grants_nothing(client):
+    answer = await client.options("/api/tags")
+    assert answer.status_code == 204
+    assert "access-control-allow-origin" not in answer.headers
+
+
+async def test_parameters_without_effect_are_named(client):
+    body = {"model": "new", "from": "chat", "parameters": {"mirostat": 1, "top_k": 5}}
+    answer = await client.post("/api/create", json=body)
+    assert answer.status_code == 200
+    assert answer.headers["x-llamesh-ignored"] == "parameters.mirostat"
+
+
+async def test_health_claims_nothing_that_does_not_exist(client):
+    body = (await client.get("/health")).json()
+    assert body["status"] == "healthy"
+    assert body["model_store_answers"] is True
+    assert "database_connected" not in body

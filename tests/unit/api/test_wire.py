@@ -387,6 +387,33 @@ async def test_shutdown_lets_a_stream_finish_and_answers_new_requests_with_503()
     assert b'"done":true' in first + rest
 
 
+async def test_a_kept_connection_gets_its_503_while_a_stream_finishes():
+    go_on = trio.Event()
+
+    async def script(_):
+        yield TextDelta("a")
+        await go_on.wait()
+        yield DONE
+
+    async with running_node() as node:
+        node.inference.script = script
+        stream = await trio.open_tcp_stream("127.0.0.1", node.port)
+        kept = await trio.open_tcp_stream("127.0.0.1", node.port)
+        async with stream, kept:
+            await kept.send_all(http_request("GET", "/"))
+            await read_until(kept, b"Ollama is running")
+            await stream.send_all(GENERATE)
+            await stream.receive_some()
+            node.shutdown.set()
+            await trio.testing.wait_all_tasks_blocked()
+            await kept.send_all(http_request("GET", "/api/tags"))
+            refused = await read_until(kept, b"never")
+            assert refused.startswith(b"HTTP/1.1 503 ")
+            assert b"DRAINING" in refused
+            go_on.set()
+            assert b'"done":true' in await read_until(stream, b"never")
+
+
 async def test_after_the_last_stream_nothing_listens_any_more():
     async with running_node() as node:
         node.shutdown.set()
