@@ -219,7 +219,7 @@ class DirectConnection(TrioASGIHTTPConnection):
             status = CLIENT_CLOSED if left else exchange.status
             seconds = time.perf_counter() - began
             app.requests.record(label, method, status, seconds)
-            _log_request(method, path, status, seconds, exchange.error)
+            _log_request(exchange, status, seconds)
             if exchange.error is not None:
                 app.requests.record_error(label, exchange.error.code)
 
@@ -244,22 +244,23 @@ class DirectConnection(TrioASGIHTTPConnection):
             await exchange.reply_error(answer, dependencies.now_ns())
 
 
-def _log_request(
-    method: str, path: str, status: int, seconds: float, error: ErrorAnswer | None
-) -> None:
+def _log_request(exchange: Exchange, status: int, seconds: float) -> None:
     """The one line of a request. An error is in it with its reason."""
     fields: dict[str, object] = {
-        "method": method,
-        "path": path,
+        "method": exchange.method,
+        "path": exchange.path,
         "status": status,
         "milliseconds": round(seconds * 1000, 3),
     }
+    if exchange.ignored:
+        fields["ignored"] = exchange.ignored
+    error = exchange.error
     if error is not None:
         fields |= {"code": error.code, "reason": error.text[:REASON_LIMIT]}
         write = _log.warning if error.fault else _log.info
     else:
         # Reads are mostly polls by monitors; they would bury the rest.
-        write = _log.debug if method in ("GET", "HEAD") else _log.info
+        write = _log.debug if exchange.method in ("GET", "HEAD") else _log.info
     write("http_request", **fields)
 
 

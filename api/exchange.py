@@ -47,8 +47,8 @@ class Exchange:
 
     __slots__ = (
         "_answered", "_body_bytes", "_body_complete", "_receive", "_scope", "_send", "_wire",
-        "answer_headers", "argument", "error", "gone", "headers", "line_of_error", "method",
-        "path", "peer", "principal", "request_id", "started", "status",
+        "answer_headers", "argument", "error", "gone", "headers", "ignored", "line_of_error",
+        "method", "path", "peer", "principal", "request_id", "started", "status",
     )  # fmt: skip
 
     def __init__(
@@ -84,6 +84,8 @@ class Exchange:
         self.gone = False
         """The client went away while the handler worked."""
         self.line_of_error: LineOfError | None = None
+        self.ignored: list[str] = []
+        """Keys of the request that had no effect."""
         self.error: ErrorAnswer | None = None
         """The error that was told, for the log and the metrics."""
 

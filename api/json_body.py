@@ -10,7 +10,6 @@ from functools import cache
 from typing import Final, Generic, TypeVar, cast, get_args, get_origin, get_type_hints
 
 import msgspec
-import structlog
 
 from api.errors import bad_request, missing_body
 from api.exchange import Exchange
@@ -20,8 +19,6 @@ _IGNORED_LIMIT: Final = 32
 _NAME_LIMIT: Final = 64
 _BYTE: Final = re.compile(r"\(byte (\d+)\)")
 _HEADER_UNSAFE: Final = re.compile(r"[^\x21-\x2b\x2d-\x7e]")
-
-_log = structlog.get_logger()
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -84,16 +81,18 @@ def parse_json(data: bytes) -> object:
 
 
 def report_ignored(exchange: Exchange, names: list[str]) -> None:
-    """Name keys without effect in the answer's headers and in the log."""
+    """Name keys without effect in the answer's headers and in the request's log line."""
     shown = [_HEADER_UNSAFE.sub("_", name)[:_NAME_LIMIT] for name in names[:_IGNORED_LIMIT]]
     if not shown:
         return
-    earlier = [value for name, value in exchange.answer_headers if name == IGNORED_HEADER]
-    if earlier:
-        exchange.answer_headers.remove((IGNORED_HEADER, earlier[0]))
-    value = b", ".join([*earlier, ", ".join(shown).encode("ascii", "replace")])
-    exchange.answer_headers.append((IGNORED_HEADER, value))
-    _log.info("request_keys_ignored", path=exchange.path, keys=shown)
+    if exchange.ignored:
+        exchange.answer_headers.remove((IGNORED_HEADER, _header(exchange.ignored)))
+    exchange.ignored += shown
+    exchange.answer_headers.append((IGNORED_HEADER, _header(exchange.ignored)))
+
+
+def _header(names: list[str]) -> bytes:
+    return ", ".join(names).encode("ascii", "replace")
 
 
 @cache

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import ipaddress
+import math
 import resource
 import socket
 from contextlib import suppress
@@ -19,6 +20,7 @@ from hypercorn.config import Config
 from hypercorn.logging import Logger
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ASGIFramework, ConnectionState, ResponseSummary, WWWScope
+from prometheus_client import Counter
 
 from api.app import build_app
 from api.dependencies import ApiDependencies
@@ -45,6 +47,7 @@ _REFUSAL: Final = (
     % (len(_CONNECTIONS_REFUSED), _CONNECTIONS_REFUSED)
 )
 REFUSAL_TIMEOUT_S: Final = 1.0
+REFUSAL_LOG_INTERVAL_S: Final = 10.0
 
 _log = structlog.get_logger()
 
@@ -150,7 +153,12 @@ async def serve(
     )
     asgi: ASGIFramework = app
     limit = connection_limit or _connection_limit()
-    server = _Server(ASGIWrapper(asgi), trio.CapacityLimiter(limit), send_timeout_s)
+    server = _Server(
+        ASGIWrapper(asgi),
+        trio.CapacityLimiter(limit),
+        send_timeout_s,
+        dependencies.metrics.http_connections_refused,
+    )
     context = WorkerContext(None)
     grace_period_s = dependencies.settings.grace_period_s
     async with trio.open_nursery() as connections:
@@ -172,13 +180,16 @@ async def serve(
         connections.cancel_scope.deadline = trio.current_time() + CLOSE_TIMEOUT_S
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Server:
     """What all connections share."""
 
     app: ASGIWrapper
     limiter: trio.CapacityLimiter
     send_timeout_s: float
+    refused: Counter
+    told_at_s: float = -math.inf
+    """When the log last heard of a refusal."""
 
     async def serve(
         self, config: Config, context: WorkerContext, stream: trio.SocketStream
@@ -187,7 +198,7 @@ class _Server:
         try:
             self.limiter.acquire_on_behalf_of_nowait(stream)
         except trio.WouldBlock:
-            _log.warning("connection_refused", limit=self.limiter.total_tokens)
+            self._count_refusal()
             with trio.move_on_after(REFUSAL_TIMEOUT_S), suppress(trio.BrokenResourceError):
                 await stream.send_all(_REFUSAL)
             return
@@ -195,6 +206,13 @@ class _Server:
             await _serve_connection(self.app, config, context, self.send_timeout_s, stream)
         finally:
             self.limiter.release_on_behalf_of(stream)
+
+    def _count_refusal(self) -> None:
+        self.refused.inc()
+        now_s = trio.current_time()
+        if now_s - self.told_at_s >= REFUSAL_LOG_INTERVAL_S:
+            self.told_at_s = now_s
+            _log.warning("connections_refused", limit=self.limiter.total_tokens)
 
 
 def _connection_limit() -> int:

@@ -47,6 +47,7 @@ from agent.inference.stream import STREAM_LIMIT_BYTES, SequenceGap, SequenceStre
 log = structlog.get_logger()
 
 READ_BYTES: Final = 256 * 1024
+CLOSED: Final = "the agent closed its channel"
 OUTBOX_LIMIT_FRAMES: Final = 1024
 """Frames waiting for the socket before senders wait."""
 TOKENIZE_TIMEOUT_S: Final = 60.0
@@ -141,7 +142,7 @@ class RunnerChannel:
     async def serve(self) -> None:
         """Move frames until the socket ends or speaks garbage; returns, never raises for it.
         Cancellation ends the channel as a death does."""
-        reason = "the agent closed its channel"
+        reason = CLOSED
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._write)
@@ -352,7 +353,7 @@ class RunnerChannel:
             while unsent:
                 try:
                     sent = await self._socket.send(unsent)
-                except OSError:
+                except (OSError, trio.ClosedResourceError):
                     # The reader sees the end too and says so, after what is still to be read.
                     return
                 unsent = unsent[sent:]
@@ -363,6 +364,8 @@ class RunnerChannel:
         while True:
             try:
                 data = await self._socket.recv(READ_BYTES)
+            except trio.ClosedResourceError:
+                return self._death or CLOSED  # ``close`` came from another task
             except OSError as error:
                 return f"the runner's socket failed: {error.strerror or error}"
             if not data:

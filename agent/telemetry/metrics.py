@@ -32,6 +32,11 @@ class Metrics:
             ("route", "code"),
             registry=registry,
         )
+        self.http_connections_refused = Counter(
+            "llamesh_http_connections_refused_total",
+            "Connections beyond the limit, told 503.",
+            registry=registry,
+        )
         self.requests_active = Gauge(
             "llamesh_requests_active", "Inference requests being served.", registry=registry
         )

@@ -25,7 +25,10 @@ async def _row(dependencies: ApiDependencies, running: RunningModel) -> dict[str
         # Deleted while loaded: the runner lives on until it expires.
         details = {"format": "gguf"}
     expires_at_s = running.expires_at_s
-    if expires_at_s is None:
+    if running.state == "stopping":
+        # An expiry in the past is what clients take for a model on its way out.
+        expires_at_s = dependencies.now_ns() / 1e9
+    elif expires_at_s is None:
         expires_at_s = forever_after(dependencies.now_ns())
     return {
         "name": running.name,

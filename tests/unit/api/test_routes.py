@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime
 from hashlib import sha256
 
 import httpx
 import pytest
+import structlog
+import trio.testing
 
 from agent.inference.request import (
     JsonFormat,
@@ -18,7 +21,7 @@ from agent.inference.request import (
     TextPrompt,
 )
 from tests.unit.api.conftest import running_node
-from tests.unit.api.scripted import DONE
+from tests.unit.api.scripted import DONE, NOW_NS
 
 
 async def test_root_is_recognised_by_tools(client):
@@ -271,6 +274,27 @@ async def test_ps_shows_runners_and_forever(node, client):
     assert (row["size"], row["size_vram"], row["context_length"]) == (10, 4, 2048)
     assert (row["node"], row["slots_total"], row["slots_available"]) == ("node-a", 4, 3)
     assert row["details"]["family"] == "llama"
+
+
+async def test_a_model_that_is_being_unloaded_has_expired(node, client):
+    node.inference.runners = (
+        RunningModel(
+            runner_id="r1", name="chat:latest", digest="d", size_bytes=10, vram_bytes=4,
+            context_length=2048, expires_at_s=None, device="cpu", slots_total=4, slots_busy=0,
+            waiting=0, pid=5, state="stopping",
+        ),
+    )  # fmt: skip
+    (row,) = (await client.get("/api/ps")).json()["models"]
+    assert datetime.fromisoformat(row["expires_at"]).timestamp() == pytest.approx(NOW_NS / 1e9)
+
+
+async def test_ignored_keys_are_in_the_log_line_of_the_request(client):
+    body = {"model": "chat", "prompt": "x", "extra": 1, "options": {"mirostat": 1}}
+    with structlog.testing.capture_logs() as lines:
+        answer = await client.post("/api/generate", json=body)
+        await trio.testing.wait_all_tasks_blocked()
+    assert answer.headers["x-llamesh-ignored"] == "extra, options.mirostat"
+    assert [line["ignored"] for line in lines] == [["extra", "options.mirostat"]]
 
 
 async def test_show_leaves_out_what_is_empty(client):

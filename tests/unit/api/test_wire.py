@@ -439,6 +439,8 @@ async def test_a_connection_over_the_limit_is_told_503_and_closed():
             head, _, body = refused.partition(b"\r\n\r\n")
             assert f"content-length: {len(body)}".encode() in head
             assert json.loads(body)["code"] == "TOO_MANY_CONNECTIONS"
+            registry = node.dependencies.metrics.registry
+            assert registry.get_sample_value("llamesh_http_connections_refused_total") == 1
         with trio.fail_after(5):
             answer = b""
             while not answer.startswith(b"HTTP/1.1 200"):

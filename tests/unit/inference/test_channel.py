@@ -276,6 +276,19 @@ async def test_a_full_outbox_lets_senders_go_when_the_runner_dies():
         assert len(died) == 1200
 
 
+async def test_a_channel_closed_by_another_task_ends_without_an_error():
+    ours, theirs = socket.socketpair()
+    with theirs:
+        ours.setblocking(False)
+        channel = RunnerChannel(trio.socket.from_stdlib_socket(ours), "r")
+        with trio.fail_after(5):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(channel.serve)
+                await trio.testing.wait_all_tasks_blocked()
+                channel.close("the runner was stopped")
+            assert await channel.wait_ended() == "the runner was stopped"
+
+
 async def test_statistics_are_kept_and_told():
     seen = []
     async with pair(on_statistics=seen.append) as (channel, peer):
