@@ -291,7 +291,7 @@ class Runner:
                 slots=setting.slots,
                 sequence_context=setting.context,
                 threads=setting.threads,
-                idle_cells=setting.context,
+                idle_cells=1024,
                 host_cache_bytes=1 << 30,
             )
         )
